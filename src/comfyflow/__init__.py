@@ -1,0 +1,143 @@
+"""Run ComfyUI workflows from anywhere, dependably: `ComfyClient` for one server, `Runner` for a job's whole
+road.
+
+Nothing is imported before it is used: `comfyflow --help` needs none of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client import ComfyClient
+    from .errors import (
+        BadAnswer,
+        ComfyflowError,
+        DownloadError,
+        JobCancelled,
+        JobError,
+        JobFailed,
+        JobLost,
+        JobTimeout,
+        NotSupported,
+        OutputUnavailable,
+        ServerError,
+        ServerUnreachable,
+        StoreError,
+        UsageError,
+        WorkflowInvalid,
+        WorkflowRejected,
+    )
+    from .models import (
+        JobFailure,
+        JobResult,
+        JobState,
+        JobView,
+        MediaKind,
+        OutputFile,
+        OutputText,
+        PollSchedule,
+        Preview,
+        SavedFile,
+        Timeouts,
+        UploadedFile,
+    )
+    from .runner import Runner, RunResult
+    from .store import Job, JobEvent, JobRecord, MemoryStore, Store
+    from .workflow import Workflow
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadAnswer",
+    "ComfyClient",
+    "ComfyflowError",
+    "DownloadError",
+    "Job",
+    "JobCancelled",
+    "JobError",
+    "JobEvent",
+    "JobFailed",
+    "JobFailure",
+    "JobLost",
+    "JobRecord",
+    "JobResult",
+    "JobState",
+    "JobTimeout",
+    "JobView",
+    "MediaKind",
+    "MemoryStore",
+    "NotSupported",
+    "OutputFile",
+    "OutputText",
+    "OutputUnavailable",
+    "PollSchedule",
+    "Preview",
+    "RunResult",
+    "Runner",
+    "SavedFile",
+    "ServerError",
+    "ServerUnreachable",
+    "Store",
+    "StoreError",
+    "Timeouts",
+    "UploadedFile",
+    "UsageError",
+    "Workflow",
+    "WorkflowInvalid",
+    "WorkflowRejected",
+    "__version__",
+]
+
+_HOME = {
+    "BadAnswer": "errors",
+    "ComfyClient": "client",
+    "ComfyflowError": "errors",
+    "DownloadError": "errors",
+    "Job": "store",
+    "JobCancelled": "errors",
+    "JobError": "errors",
+    "JobEvent": "store",
+    "JobFailed": "errors",
+    "JobFailure": "models",
+    "JobLost": "errors",
+    "JobRecord": "store",
+    "JobResult": "models",
+    "JobState": "models",
+    "JobTimeout": "errors",
+    "JobView": "models",
+    "MediaKind": "models",
+    "MemoryStore": "store",
+    "NotSupported": "errors",
+    "OutputFile": "models",
+    "OutputText": "models",
+    "OutputUnavailable": "errors",
+    "PollSchedule": "models",
+    "Preview": "models",
+    "RunResult": "runner",
+    "Runner": "runner",
+    "SavedFile": "models",
+    "ServerError": "errors",
+    "ServerUnreachable": "errors",
+    "Store": "store",
+    "StoreError": "errors",
+    "Timeouts": "models",
+    "UploadedFile": "models",
+    "UsageError": "errors",
+    "Workflow": "workflow",
+    "WorkflowInvalid": "errors",
+    "WorkflowRejected": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

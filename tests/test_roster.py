@@ -1,0 +1,266 @@
+"""Which job is looked at, and when: one look for a healthy socket, one a server and interval without."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comfyflow import events as e
+from comfyflow.models import JobResult, JobState, PollSchedule
+from comfyflow.roster import Roster
+from comfyflow.tracker import GRACE, Tracker
+
+POLL = PollSchedule(first=1.0, factor=2.0, ceiling=8.0, stall_after=15.0, deaf_after=10.0)
+
+
+def roster(*numbers: float, live: bool = False, now: float = 0.0) -> Roster:
+    """With accepted jobs "0", "1", ... of these numbers."""
+    made = Roster(POLL, now)
+    if live:
+        made.socket(True, now)
+    for index, number in enumerate(numbers):
+        add(made, str(index), number, now)
+    return made
+
+
+def add(to: Roster, prompt_id: str, number: float, now: float = 0.0) -> Tracker:
+    job = Tracker(prompt_id, POLL)
+    to.add(job, now)
+    to.accepted(job, number, now)
+    return job
+
+
+def ended(prompt_id: str) -> e.Recorded:
+    return e.Recorded(prompt_id, JobResult(prompt_id, JobState.SUCCEEDED))
+
+
+def test_without_a_socket_looks_go_to_the_first_job_ever_less_often() -> None:
+    jobs = roster(0, 1, 2)
+    times = []
+    for _ in range(6):
+        now = jobs.wake_at()
+        assert jobs.due(now - 0.01) is None
+        assert jobs.due(now) == "0"
+        assert jobs.due(now) is None  # one at a time
+        jobs.looked("0", e.SeenPending("0"), now)
+        times.append(now)
+    assert [b - a for a, b in pairwise(times)] == [2, 4, 8, 8, 8]
+
+
+def test_when_the_first_has_ended_the_next_is_looked_at_at_once() -> None:
+    jobs = roster(0, 1)
+    assert jobs.due(1.0) == "0"
+    job = jobs.looked("0", ended("0"), 1.0)
+    assert job is not None
+    assert job.state is JobState.SUCCEEDED
+    jobs.drop("0")
+    assert len(jobs) == 1
+    assert jobs.due(1.0) == "1"
+    jobs.looked("1", e.SeenPending("1"), 1.0)
+    assert jobs.due(1.0) is None
+
+
+def test_priority_decides_who_is_first() -> None:
+    assert roster(5, -3, 7).due(1.0) == "1"
+
+
+def test_numbers_that_fall_back_tell_of_a_restart_so_older_jobs_come_first() -> None:
+    jobs = roster(50)
+    add(jobs, "new", 0)
+    assert jobs.due(1.0) == "0"
+
+
+def test_looks_become_frequent_again_when_the_job_is_near_or_runs() -> None:
+    jobs = roster(0)
+    jobs.due(1.0)
+    assert jobs.looked("0", e.SeenPending("0", 0, 5), 1.0) is not None
+    assert jobs.wake_at() == 3.0
+    jobs.due(3.0)
+    jobs.looked("0", e.SeenPending("0", 0, 1), 3.0)
+    assert jobs.wake_at() == 4.0
+    jobs.due(4.0)
+    assert jobs.looked("0", e.SeenPending("0", 0, 1), 4.0) is None  # nothing new
+    jobs.due(6.0)
+    jobs.looked("0", e.SeenRunning("0"), 6.0)
+    assert jobs.wake_at() == 7.0
+
+
+def test_a_live_socket_is_trusted_until_it_stalls() -> None:
+    jobs = roster(0, live=True)
+    jobs.frame()
+    assert jobs.due(14.9) is None
+    jobs.feed(e.Progressed("0", "1", 1, 2), 10.0)
+    assert jobs.wake_at() == 25.0
+    jobs.feed(e.Status(1), 12.0)
+    assert jobs.wake_at() == 27.0
+    assert jobs.due(27.0) == "0"
+    assert jobs.looked("0", e.SeenRunning("0"), 27.0) is None
+    assert jobs.wake_at() == 42.0
+
+
+def test_an_announced_end_is_looked_into_once() -> None:
+    jobs = roster(0, live=True)
+    jobs.frame()
+    jobs.feed(e.Announced("0", JobState.SUCCEEDED), 3.0)
+    assert jobs.wake_at() == 3.0 + GRACE
+    jobs.feed(e.Settled("0"), 3.1)
+    assert jobs.due(3.1) == "0"
+    assert jobs.wake_at() == math.inf
+    jobs.looked("0", ended("0"), 3.2)
+    jobs.drop("0")
+    assert (jobs.wake_at(), jobs.due(99.0), jobs.get("0")) == (math.inf, None, None)
+
+
+def test_a_job_that_started_shows_that_the_one_before_has_ended() -> None:
+    jobs = roster(0, 1, live=True)
+    jobs.frame()
+    jobs.feed(e.Started("1"), 5.0)
+    assert jobs.due(5.0) == "0"
+    jobs.looked("0", ended("0"), 5.0)
+    jobs.drop("0")
+    jobs.feed(e.Started("1"), 6.0)
+    assert jobs.due(6.0) is None
+    add(jobs, "late", 9)
+    jobs.feed(e.Started("late"), 6.0)  # an earlier one of ours has not ended as far as we know
+    assert jobs.due(6.0) == "1"
+
+
+def test_a_job_with_priority_does_not_overtake() -> None:
+    jobs = roster(5, 5, live=True)
+    jobs.feed(e.Started("1"), 5.0)
+    assert jobs.due(5.0) is None
+
+
+def test_when_the_socket_opens_or_is_lost_the_first_job_is_looked_at() -> None:
+    jobs = roster(0, 1, live=True)
+    jobs.socket(False, 5.0)
+    assert jobs.wake_at() == 6.0
+    assert jobs.due(6.0) == "0"
+    jobs.looked("0", e.SeenRunning("0"), 6.0)
+    jobs.socket(True, 6.5)
+    assert jobs.due(6.5) == "0"
+    Roster(POLL, 0.0).socket(True, 0.0)  # nothing in flight: nothing to do
+
+
+def test_a_socket_that_says_nothing_after_a_submit_is_deaf() -> None:
+    jobs = roster(0, live=True)
+    assert jobs.wake_at() == 10.0
+    assert not jobs.deaf(9.9)
+    assert jobs.deaf(10.0)
+    assert not jobs.deaf(10.0)
+
+
+def test_a_socket_that_kept_silent_about_a_change_is_deaf() -> None:
+    jobs = roster(0, live=True)
+    jobs.frame()
+    assert jobs.due(15.0) == "0"
+    jobs.looked("0", e.SeenRunning("0"), 15.0)
+    assert jobs.deaf(15.0)
+
+
+def test_a_failed_look_is_tried_again_ever_less_often() -> None:
+    jobs = roster(0)
+    jobs.due(1.0)
+    job = jobs.failed("0", "no answer", 1.0)
+    assert job is not None
+    assert job.view().note == "no answer"
+    assert jobs.wake_at() == 3.0
+    assert jobs.failed("0", "no answer", 3.0) is None
+    job.look_at(3.0)
+    jobs.plan(job)
+    jobs.due(3.0)
+    jobs.failed("0", "no answer", 3.0)
+    assert jobs.wake_at() == 11.0
+    assert jobs.failed("gone", "x", 3.0) is None
+    assert jobs.looked("gone", e.Absent("gone"), 3.0) is None
+
+
+def test_a_job_that_we_know_nothing_of_is_looked_at_first_and_then_takes_its_place() -> None:
+    jobs = roster(5)
+    stranger = Tracker("s", POLL)
+    stranger.look_at(0.0)
+    jobs.add(stranger, 0.0)
+    assert jobs.due(0.0) == "s"
+    jobs.looked("s", e.SeenPending("s", 2, 4), 0.0)
+    assert jobs.due(1.9) is None
+    assert jobs.due(2.0) == "s"  # before the job with number 5
+
+
+def test_absence_is_confirmed_by_a_look_of_its_own() -> None:
+    jobs = roster(0)
+    jobs.due(1.0)
+    assert jobs.looked("0", e.Absent("0"), 1.0) is None
+    assert jobs.due(1.5) is None
+    assert jobs.due(2.0) == "0"
+    lost = jobs.looked("0", e.Absent("0"), 2.0)
+    assert lost is not None
+    assert lost.state is JobState.LOST
+    assert jobs.failed("0", "x", 2.0) is None
+
+
+def test_frames_without_a_job_belong_to_the_one_that_runs() -> None:
+    jobs = roster(0, live=True)
+    assert jobs.feed(e.NodeStarted("", "7"), 1.0) is None
+    jobs.feed(e.Started("0"), 1.0)
+    job = jobs.feed(e.NodeStarted("", "7"), 2.0)
+    assert job is not None
+    assert job.node_id == "7"
+    assert roster().feed(e.NodeStarted("", "7"), 2.0) is None
+
+
+def test_only_signs_of_work_break_the_silence() -> None:
+    jobs = roster(0, live=True)
+    assert jobs.feed(e.Unknown("monitor"), 5.0) is None
+    jobs.feed(e.Status(3), 6.0)
+    jobs.feed(e.Status(4), 7.0)  # somebody submits; that is no work
+    assert jobs.moved == 0.0
+    jobs.feed(e.Status(3), 8.0)
+    assert jobs.moved == 8.0
+    jobs.working(9.0)
+    assert jobs.moved == 9.0
+    jobs.due(30.0)
+    jobs.looked("0", e.SeenRunning("0"), 30.0)
+    assert jobs.moved == 30.0
+    jobs.due(45.0)
+    jobs.looked("0", e.SeenRunning("0"), 45.0)
+    assert jobs.moved == 30.0
+    jobs.feed(e.Started("foreign"), 50.0)
+    assert jobs.moved == 50.0
+
+
+def test_the_silence_begins_with_the_first_job() -> None:
+    jobs = Roster(POLL, 0.0)
+    add(jobs, "0", 0, now=100.0)
+    assert jobs.moved == 100.0
+
+
+@given(st.data())
+def test_whatever_is_lost_every_job_ends_and_looks_stay_few(data: st.DataObject) -> None:
+    """A server that runs jobs in order, a socket that may lose anything: all end, and no look is wasted in a
+    crowd."""
+    count = data.draw(st.integers(1, 6), label="jobs")
+    jobs = roster(*range(count), live=data.draw(st.booleans(), label="live"))
+    finish = [10.0 * (n + 1) for n in range(count)]
+    idle, now, pending = 0, 0.0, list(range(count))
+    told: set[int] = set()
+    while pending:
+        now = min([jobs.wake_at(), *(t for n, t in enumerate(finish) if n in pending and n not in told)])
+        assert now < 10.0 * count + 100.0
+        for n in [n for n in pending if finish[n] <= now and n not in told]:
+            told.add(n)
+            if jobs.live and data.draw(st.booleans(), label="told"):
+                jobs.feed(e.Settled(str(n)), now)
+        while (prompt_id := jobs.due(now)) is not None:
+            n = int(prompt_id)
+            alive = finish[n] > now
+            idle += alive
+            event: e.JobEvent = ended(prompt_id) if not alive else e.SeenRunning(prompt_id)
+            jobs.looked(prompt_id, event, now)
+            if not alive:
+                pending.remove(n)
+                jobs.drop(prompt_id)
+        jobs.deaf(now)
+    assert idle <= now / POLL.first + count + 1

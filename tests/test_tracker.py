@@ -1,0 +1,292 @@
+"""One job's state machine: rows of the table, any order of events, and every recorded scenario played to its
+end."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comfyflow import events as e
+from comfyflow import protocol
+from comfyflow.models import JobFailure, JobResult, JobState, OutputFile, OutputText, PollSchedule, Preview
+from comfyflow.tracker import ABSENCES, CLIMBS, GRACE, RETRY_CEILING, RETRY_FIRST, Tracker
+
+RECORDINGS = Path(__file__).parent / "recordings"
+POLL = PollSchedule(first=0.5)
+TITLES = {"3": "Sampler", "9": "Save"}
+FILE, TEXT = OutputFile("9", "a.png"), OutputText("9", "text", "hi")
+DONE = JobResult("j", JobState.SUCCEEDED, (FILE,))
+FAILED = e.Announced("j", JobState.FAILED, JobFailure("bad", "3"), 7.0)
+
+
+def tracker(*events: e.JobEvent) -> Tracker:
+    made = Tracker("j", POLL, TITLES)
+    for event in events:
+        made.feed(event, 0.0)
+    return made
+
+
+SAMPLES: dict[type[e.JobEvent], e.JobEvent] = {
+    e.Accepted: e.Accepted("j", 4),
+    e.SeenPending: e.SeenPending("j", 4, 2),
+    e.Started: e.Started("j"),
+    e.Cached: e.Cached("j", ("3",)),
+    e.NodeStarted: e.NodeStarted("j", "3"),
+    e.Progressed: e.Progressed("j", "3", 1, 4),
+    e.NodesSeen: e.NodesSeen("j", 1, "9", 0, 1),
+    e.NodeOutput: e.NodeOutput("j", (FILE,), (TEXT,)),
+    e.Previewed: e.Previewed("j", Preview(b"x", "image/png")),
+    e.Blocked: e.Blocked("j", "9", "no image"),
+    e.SeenRunning: e.SeenRunning("j", 4),
+    e.Announced: FAILED,
+    e.Settled: e.Settled("j"),
+}
+
+
+def test_the_table_has_every_event_that_is_not_an_end() -> None:
+    # By name: a slotted dataclass leaves its unslotted first draft behind among the subclasses.
+    kinds = {kind.__name__ for kind in e.JobEvent.__subclasses__()} - {"Recorded", "Absent"}
+    assert {kind.__name__ for kind in CLIMBS} == {kind.__name__ for kind in SAMPLES} == kinds
+
+
+@pytest.mark.parametrize("kind", CLIMBS)
+def test_an_event_lifts_a_new_job_to_the_state_that_it_proves(kind: type[e.JobEvent]) -> None:
+    assert tracker(SAMPLES[kind]).state is CLIMBS[kind]
+
+
+@pytest.mark.parametrize("kind", CLIMBS)
+def test_no_event_lowers_a_job_whose_end_was_announced(kind: type[e.JobEvent]) -> None:
+    assert tracker(e.Settled("j"), SAMPLES[kind]).state is JobState.FINISHING
+
+
+def test_what_the_history_records_overrules_everything_and_is_final() -> None:
+    job = tracker(FAILED, e.Recorded("j", DONE))
+    assert (job.state, job.result, job.due()) == (JobState.SUCCEEDED, DONE, None)
+    assert not job.feed(FAILED, 1.0)
+    assert job.result is DONE
+
+
+def test_a_look_is_due_when_the_last_frame_has_come_and_a_grace_after_an_announced_end() -> None:
+    job = Tracker("j", POLL)
+    assert job.due() is None
+    assert not job.announced
+    job.feed(FAILED, 10.0)
+    assert job.announced
+    assert job.due() == 10.0 + GRACE
+    job.feed(e.Settled("j"), 10.5)
+    assert job.due() == 10.5
+
+
+def test_looks_for_a_missing_history_entry_come_ever_less_often() -> None:
+    job = tracker(e.Settled("j"))
+    waits = []
+    for _ in range(12):
+        job.feed(e.SeenRunning("j"), 100.0)
+        waits.append((job.due() or 0) - 100.0)
+    assert waits[0] == pytest.approx(RETRY_FIRST)
+    assert waits == sorted(waits)
+    assert waits[-1] == RETRY_CEILING
+
+
+def test_a_look_that_finds_the_job_alive_needs_no_other_one() -> None:
+    job = Tracker("j", POLL)
+    job.look_at(3.0)
+    job.look_at(5.0)
+    assert job.due() == 3.0
+    job.put_off(4.0)
+    assert job.due() == 4.0
+    job.feed(e.SeenPending("j", 7, 2), 4.0)
+    assert job.due() is None
+    assert (job.number, job.ahead) == (7, 2)
+    job.feed(e.SeenPending("j"), 5.0)  # a look that cannot tell
+    assert (job.number, job.ahead) == (7, 2)
+
+
+def absent_until_lost(job: Tracker, now: float = 0.0) -> JobResult:
+    for n in range(ABSENCES):
+        assert job.result is None, n
+        job.feed(e.Absent("j"), now)
+    assert job.result is not None
+    return job.result
+
+
+def test_one_absence_is_no_verdict() -> None:
+    job = tracker(e.Accepted("j", 1))
+    job.feed(e.Absent("j"), 10.0)
+    assert job.state is JobState.QUEUED
+    assert job.due() == 10.0 + POLL.first
+    job.feed(e.SeenRunning("j"), 11.0)  # it was there after all: the count starts again
+    assert absent_until_lost(job).state is JobState.LOST
+
+
+def test_a_job_that_we_asked_to_end_and_that_is_gone_was_cancelled() -> None:
+    job = tracker(e.Accepted("j", 1))
+    job.stop(5.0)
+    assert job.due() == 5.0
+    job.feed(e.SeenRunning("j"), 6.0)
+    assert job.due() == 6.0 + RETRY_FIRST
+    assert absent_until_lost(job).state is JobState.CANCELLED
+
+
+def test_an_end_that_the_socket_told_counts_when_the_history_is_gone() -> None:
+    job = tracker(
+        e.NodeOutput("j", (FILE,), (TEXT,)), e.NodeOutput("j", (FILE,), (TEXT,)), FAILED, e.Settled("j")
+    )
+    job.stop(1.0)
+    assert absent_until_lost(job) == JobResult(
+        "j", JobState.FAILED, (FILE,), (TEXT,), FAILED.failure, ended_at=7.0, source="events"
+    )
+
+
+def test_the_view_shows_node_step_and_counts() -> None:
+    job = tracker(
+        e.Accepted("j", 1),
+        e.Cached("j", ("1",)),
+        e.NodesSeen("j", 2, "3", 0.0, 1.0),
+        e.Progressed("j", "3", 2, 8),
+    )
+    view = job.view()
+    assert (view.state, view.node_id, view.node_title) == (JobState.RUNNING, "3", "Sampler")
+    assert (view.step, view.steps, view.nodes_done, view.nodes_total) == (2, 8, 2, 2)
+    job.feed(e.NodesSeen("j", 1), 0.0)  # repeated late: no step back
+    assert job.view() == view
+    job.feed(e.NodeStarted("j", "77"), 0.0)
+    assert (job.view().node_id, job.view().node_title, job.view().step) == ("77", None, None)
+    job.feed(e.Progressed("j", "", 1, 2), 0.0)  # names no node: the one that runs
+    assert (job.view().node_id, job.view().step) == ("77", 1)
+
+
+def test_previews_and_notes_go_when_the_job_ends() -> None:
+    preview = Preview(b"x", "image/png")
+    job = tracker(e.Previewed("j", preview), e.Blocked("j", "9", "no image"))
+    assert job.view().preview == preview
+    assert job.view().note == "node Save was blocked: no image"
+    job.feed(e.Blocked("j", None, "x"), 0.0)
+    job.feed(e.Recorded("j", DONE), 0.0)
+    assert (job.view().preview, job.view().note, job.view().result) == (None, None, DONE)
+
+
+def test_the_place_in_the_queue_only_shrinks() -> None:
+    job = Tracker("j", POLL)
+    assert not job.at_most(3)
+    job.feed(e.Accepted("j", 1), 0.0)
+    assert job.at_most(3)
+    assert job.view().queue_position == 2
+    assert not job.at_most(9)
+    assert job.at_most(0)
+    assert job.view().queue_position == 0
+    job.feed(e.Started("j"), 0.0)
+    assert job.view().queue_position is None
+    assert not job.at_most(1)
+
+
+@given(
+    st.lists(st.sampled_from(list(SAMPLES.values())), max_size=30),
+    st.sampled_from([DONE, JobResult("j", JobState.FAILED)]),
+)
+def test_any_order_repetition_and_loss_ends_in_what_the_history_says(
+    events: list[e.JobEvent], end: JobResult
+) -> None:
+    job = Tracker("j", POLL, TITLES)
+    ranks = [job.state.rank]
+    for now, event in enumerate(events):
+        job.feed(event, float(now))
+        ranks.append(job.state.rank)
+        assert (job.due() is not None) >= job.announced  # an announced end is always looked into
+    assert ranks == sorted(ranks)
+    job.feed(e.Recorded("j", end), 99.0)
+    assert (job.state, job.result) == (end.state, end)
+
+
+# --- every recording, played to its end -------------------------------------------------------------------
+
+S, F, C, L = "succeeded", "failed", "cancelled", "lost"
+ENDS: dict[str, list[str]] = {  # in the order of submission, as scenario.md tells it
+    "01_success_single_image": [S],
+    "02_success_steps_previews_legacy": [S, S],
+    "03_success_steps_previews_metadata": [S, S],
+    "04_batch_of_3_images": [S],
+    "05_two_output_nodes": [S],
+    "06_all_cached_resubmission": [S, S, S, S, S],
+    "08_execution_error": [F, F],
+    "09_execution_blocked": [S, S, L],  # the third was cut short by the end of the recording
+    "10_interrupt_running": [C, C, C, S, S, S],
+    "11_delete_pending": [S, L, L],  # removed while pending: not to be told from lost
+    "12_three_prompts_one_client": [S, S, S],
+    "13_two_clients_interleaved": [S, S, S, S],
+    "14_socket_dropped_and_reconnected": [S],
+    "15_socket_absent_whole_run": [S],
+    "16_server_killed_and_restarted": [S, L, L, S, L, L],
+    "17_duplicate_prompt_id": [S, S, S, L],
+    "18_media_outputs": [S, S, S, S, S, S, S],
+    "19_upload_and_use": [S, S, S],
+    "20_view_variants": [S],
+    "24_two_sockets_same_client": [S, S, S],
+    "25_prompt_without_client_id": [S],
+    "26_progress_text": [S, S],
+    "27_async_and_expanded_nodes": [S, S],
+    "29_history_paging": [S, S, S, S],
+    "31_big_executed_frame": [S, S, S],
+    "33_late_errors_and_worker_death": [L, L],
+    "36_assets_enabled": [S, S],
+    "38_nan_in_outputs": [S],
+}
+
+
+def played(folder: Path) -> list[Tracker]:
+    """Every job of a scenario, fed with all frames and answers in the order of their times."""
+    jobs: dict[str, Tracker] = {}
+    for line in recorded(folder):
+        for event in events_of(line):
+            if isinstance(event, e.Accepted):
+                jobs.setdefault(event.prompt_id, Tracker(event.prompt_id, POLL))
+            if isinstance(event, e.JobEvent) and event.prompt_id in jobs:
+                jobs[event.prompt_id].feed(event, 0.0)
+    return list(jobs.values())
+
+
+def recorded(folder: Path) -> list[dict[str, Any]]:
+    found = [
+        json.loads(text)
+        for name in ("http.jsonl", "ws.jsonl")
+        for text in (folder / name).read_text("utf-8").splitlines()
+    ]
+    return sorted(found, key=lambda line: line.get("t_end_ms", line.get("t_ms", 0)))
+
+
+def events_of(line: dict[str, Any]) -> Iterator[e.Event]:
+    if line.get("dir") == "in" and line["kind"] in ("text", "binary"):
+        frame = line["text"] if "text" in line else base64.b64decode(line.get("base64", ""))
+        yield protocol.parse_frame(frame)
+    elif line.get("status") == 200 and "response_json" in line:
+        body, last = json.dumps(line["response_json"]).encode(), line["path"].rpartition("/")[2]
+        if line["method"] == "POST" and last == "prompt":
+            answer = protocol.parse_submission(body)
+            yield e.Accepted(answer.prompt_id, answer.number)
+        elif "/history/" in line["path"] and (result := protocol.parse_history(body, last)):
+            yield e.Recorded(last, result)
+
+
+@pytest.mark.parametrize(
+    ("folder", "ends"),
+    [(folder, ENDS[folder.name]) for folder in sorted(RECORDINGS.glob("*/*")) if folder.name in ENDS],
+    ids=lambda value: value.parent.name + "/" + value.name if isinstance(value, Path) else "",
+)
+def test_every_recorded_job_ends_as_its_scenario_says(folder: Path, ends: list[str]) -> None:
+    jobs = played(folder)
+    for job in jobs:
+        for _ in range(ABSENCES):  # the recording is over: what has no end by now is nowhere
+            job.feed(e.Absent(job.prompt_id), 0.0)
+    assert [job.state.value for job in jobs] == ends
+
+
+def test_a_dead_worker_leaves_its_job_without_an_end() -> None:
+    jobs = played(RECORDINGS / "0.27.0" / "33_late_errors_and_worker_death")
+    assert [job.state for job in jobs] == [JobState.RUNNING, JobState.QUEUED]
