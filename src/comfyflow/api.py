@@ -1,0 +1,468 @@
+"""ComfyUI over HTTP: one method a route, third-party errors translated once, here. No rule about jobs lives
+in this module.
+
+Sources: ComfyUI `server.py` 0.27.0 and the recordings. Redirects are followed by hand, because aiohttp keeps
+`X-API-Key` and other headers on a redirect to another origin (measured with 3.14.5): credentials go to the
+server's own origin only.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import ssl as tls
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import unquote
+
+import aiohttp
+from yarl import URL
+
+from . import protocol
+from .errors import BadAnswer, ServerUnreachable, WorkflowRejected
+from .events import SeenPending, SeenRunning
+from .models import JobResult, OutputFile, Submission, Timeouts, UploadedFile
+
+T = TypeVar("T")
+MAX_ANSWER_SIZE = (
+    256 * 2**20
+)  # bytes of one JSON answer; a queue of 200 large workflows was measured at 11 MB
+CHUNK_SIZE = 2**18  # bytes read at once from /view
+MAX_REDIRECTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a server is. `headers` (credentials) go to its own origin only; `root` never holds any."""
+
+    root: URL  # without a trailing "/api"
+    prefix: str  # "/api" when the address ends so, else ""
+    headers: Mapping[str, str]
+
+    @classmethod
+    def at(cls, url: str, headers: Mapping[str, str] | None = None, api_key: str | None = None) -> Server:
+        """From an address such as `https://user:pass@host/base/api`. Raises ValueError when it is none."""
+        parsed = URL(url)
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ValueError(f"{url!r} is no address of a server: write it like http://127.0.0.1:8188")
+        path = parsed.path.rstrip("/")
+        prefix = "/api" if path.endswith("/api") else ""
+        sent = dict(headers or {})
+        if api_key is not None:
+            sent["Authorization"] = f"Bearer {api_key}"
+        if parsed.user is not None:
+            pair = f"{unquote(parsed.user)}:{unquote(parsed.password or '')}".encode()
+            sent["Authorization"] = "Basic " + base64.b64encode(pair).decode()
+        root = (
+            parsed.with_user(None).with_path(path.removesuffix("/api")).with_query(None).with_fragment(None)
+        )
+        return cls(root, prefix, sent)
+
+    def __str__(self) -> str:
+        return str(self.root).rstrip("/") + self.prefix
+
+    def url(self, route: str, **query: str) -> URL:
+        """The address of a route such as "/prompt". Routes that exist only under /api are written
+        "/api/..."."""
+        prefix = "" if route.startswith("/api/") else self.prefix
+        return URL(str(self.root).rstrip("/") + prefix + route, encoded=True).with_query(query or None)
+
+    def socket_url(self, client_id: str) -> str:
+        """The address of the WebSocket for a client id."""
+        url = self.url("/ws", clientId=client_id)
+        return str(url.with_scheme("wss" if url.scheme == "https" else "ws"))
+
+
+@dataclass(frozen=True, slots=True)
+class JobLook:
+    """What /api/jobs/{id} says. `supported`: the server has that route; `alive` is None for a job that has
+    ended."""
+
+    known: bool
+    supported: bool
+    alive: SeenPending | SeenRunning | None = None
+
+
+class ViewAnswer:
+    """An answer of /view that is being read. Sizes in bytes."""
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self._answer = answer
+        self.status = answer.status
+        self.etag = answer.headers.get("ETag")
+        # A body that was compressed on the way has no known length: aiohttp unpacks it.
+        self.length = None if answer.headers.get("Content-Encoding") else answer.content_length
+        self.total = _total(answer.headers.get("Content-Range"))
+        self.media_type = answer.content_type
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises ServerUnreachable when the connection breaks or stalls."""
+        with _translated(self._answer.method, self._answer.url, sent=True):
+            async for chunk in self._answer.content.iter_chunked(CHUNK_SIZE):
+                yield chunk
+
+
+def _total(content_range: str | None) -> int | None:
+    found = re.search(r"/(\d+)$", content_range or "")
+    return int(found[1]) if found else None
+
+
+class Api:
+    """The routes of one server. Owns its HTTP session unless one is given; `close` it in any case."""
+
+    def __init__(
+        self,
+        server: Server,
+        timeouts: Timeouts,
+        *,
+        session: aiohttp.ClientSession | None = None,
+        ssl: tls.SSLContext | None = None,
+    ) -> None:
+        self.server = server
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=timeouts.connect, sock_read=timeouts.answer
+        )
+        self._ssl: tls.SSLContext | bool = ssl or True
+        self._given, self._own = session, session is None
+        self._foreign: aiohttp.ClientSession | None = None
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        if self._given is None:
+            self._given = self._new_session()
+        return self._given
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._ssl),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=self._timeout,
+        )
+
+    async def close(self) -> None:
+        """Close what this object opened."""
+        if self._own and self._given is not None:
+            await self._given.close()
+        if self._foreign is not None:
+            await self._foreign.close()
+
+    # -- routes --
+
+    async def prompt(self, body: Mapping[str, Any]) -> Submission:
+        """POST /prompt. Raises WorkflowRejected, BadAnswer, ServerUnreachable (`sent`: it may be queued all
+        the same)."""
+        status, answer = await self._send("POST", "/prompt", json=body, accept=(200, 400, 413))
+        url = self.server.url("/prompt")
+        if status == 200:
+            return self._read("POST", url, status, answer, protocol.parse_submission)
+        if status == 413:
+            text = "the server takes no request of this size: start it with a larger --max-upload-size"
+            raise _rejected(url, {"type": "too_large", "message": text}, {})
+        raise _rejected(url, *self._read("POST", url, status, answer, protocol.parse_refusal))
+
+    async def queue(self) -> protocol.QueueView:
+        """GET /queue: everybody's jobs, with their graphs on the wire (11 MB for 200 large ones)."""
+        return self._read("GET", *await self._get("/queue"), protocol.parse_queue)
+
+    async def remaining(self) -> int:
+        """GET /prompt: jobs on the server, 37 bytes."""
+        found = await self._json("/prompt")
+        return int(found["exec_info"]["queue_remaining"])
+
+    async def history(self, prompt_id: str) -> JobResult | None:
+        """GET /history/{id}: how a job ended, None while it has not, or when the server does not know it."""
+        found = await self._get(f"/history/{_quoted(prompt_id)}")
+        return self._read("GET", *found, lambda body: protocol.parse_history(body, prompt_id))
+
+    async def histories(self, max_items: int | None = None) -> Any:
+        """GET /history: every entry as ComfyUI writes it, the newest `max_items` (55 MB per 1000 large
+        workflows)."""
+        return await self._json("/history", **({} if max_items is None else {"max_items": str(max_items)}))
+
+    async def job(self, prompt_id: str) -> JobLook:
+        """GET /api/jobs/{id} (since 0.6)."""
+        async with self._open("GET", f"/api/jobs/{_quoted(prompt_id)}") as answer:
+            if answer.status not in (200, 404, 405):
+                await _refuse(answer)
+            body = await _body(answer)
+            if answer.status != 200:
+                # Only a server with this route says so in JSON; an older one has an empty 404 for any path.
+                return JobLook(known=False, supported=answer.content_type == "application/json")
+            alive = self._read(
+                "GET", answer.url, 200, body, lambda found: protocol.parse_job(found, prompt_id)
+            )
+            return JobLook(known=True, supported=True, alive=alive)
+
+    async def cancel_job(self, prompt_id: str) -> bool | None:
+        """POST /api/jobs/{id}/cancel (since 0.26): whether it was dispatched, None when the server has no
+        such route."""
+        route = f"/api/jobs/{_quoted(prompt_id)}/cancel"
+        status, body = await self._send("POST", route, accept=(200, 400, 404, 405))
+        if status != 200:
+            return None
+        found = self._read("POST", self.server.url(route), status, body, protocol.parse_json)
+        return bool(isinstance(found, dict) and found.get("cancelled"))
+
+    async def dequeue(self, prompt_id: str) -> None:
+        """POST /queue: take a waiting job out; nothing happens to a running or unknown one. The answer is
+        empty."""
+        await self._send("POST", "/queue", json={"delete": [prompt_id]})
+
+    async def interrupt(self, prompt_id: str) -> None:
+        """POST /interrupt: only this job, on servers since 0.3.57. OLDER ONES INTERRUPT WHATEVER RUNS."""
+        await self._send("POST", "/interrupt", json={"prompt_id": prompt_id})
+
+    async def system_stats(self) -> dict[str, Any]:
+        """GET /system_stats."""
+        return await self._object("/system_stats")
+
+    async def features(self) -> dict[str, Any]:
+        """GET /features (since 0.3.45)."""
+        return await self._object("/features")
+
+    async def object_info(self, node_class: str | None = None) -> dict[str, Any]:
+        """GET /object_info: all node classes (0.3-1.4 MB), or one; an unknown class gives an empty
+        mapping."""
+        return await self._object("/object_info" + ("" if node_class is None else f"/{_quoted(node_class)}"))
+
+    async def free(self, *, unload_models: bool, free_memory: bool) -> None:
+        """POST /free: done after the running job."""
+        await self._send("POST", "/free", json={"unload_models": unload_models, "free_memory": free_memory})
+
+    async def upload(self, data: bytes | io.IOBase, name: str, fields: Mapping[str, str]) -> UploadedFile:
+        """POST /upload/image. The name that comes back counts: the server renames instead of overwriting
+        [19]."""
+        form = aiohttp.FormData(
+            quote_fields=False
+        )  # percent-encoded names would stay so on the server's disk
+        for key, value in fields.items():
+            form.add_field(key, value)
+        form.add_field("image", data, filename=name, content_type="application/octet-stream")
+        _, body = await self._send("POST", "/upload/image", data=form)
+        found = self._read("POST", self.server.url("/upload/image"), 200, body, protocol.parse_upload)
+        return UploadedFile(*found)
+
+    async def view_size(self, output: OutputFile) -> int | None:
+        """HEAD /view: a file's size in bytes, None when the server does not tell or does not have it."""
+        async with self._open("HEAD", "/view", query=_view_query(output)) as answer:
+            return answer.content_length if answer.status == 200 else None
+
+    def open_view(
+        self, output: OutputFile, *, offset: int = 0, etag: str | None = None
+    ) -> AbstractAsyncContextManager[ViewAnswer]:
+        """GET /view, from `offset` bytes on if the file is still the one with that `etag`.
+
+        Status 200, 206, 404 (gone), 412 (changed) or 416 (nothing behind the offset); anything else raises
+        BadAnswer. ComfyUI ignores If-Range with an ETag, so If-Match is sent [20].
+        """
+        return self._view(output, offset, etag)
+
+    @asynccontextmanager
+    async def _view(self, output: OutputFile, offset: int, etag: str | None) -> AsyncIterator[ViewAnswer]:
+        extra = {"Accept-Encoding": "identity"}
+        if offset:
+            extra["Range"] = f"bytes={offset}-"
+            extra |= {"If-Match": etag} if etag else {}
+        async with self._open("GET", "/view", query=_view_query(output), extra=extra) as answer:
+            if answer.status not in (200, 206, 404, 412, 416):
+                await _refuse(answer)
+            yield ViewAnswer(answer)
+
+    # -- the wire --
+
+    async def _json(self, route: str, **query: str) -> Any:
+        url, status, body = await self._get(route, **query)
+        return self._read("GET", url, status, body, protocol.parse_json)
+
+    async def _object(self, route: str) -> dict[str, Any]:
+        url, status, body = await self._get(route)
+        found = self._read("GET", url, status, body, protocol.parse_json)
+        if not isinstance(found, dict):
+            raise _not_comfyui("GET", url, status, body)
+        return found
+
+    async def _get(self, route: str, **query: str) -> tuple[URL, int, bytes]:
+        async with self._open("GET", route, query=query) as answer:
+            if answer.status != 200:
+                await _refuse(answer)
+            return self.server.url(route), answer.status, await _body(answer)
+
+    async def _send(
+        self, method: str, route: str, *, json: Any = None, data: Any = None, accept: tuple[int, ...] = (200,)
+    ) -> tuple[int, bytes]:
+        async with self._open(method, route, json=json, data=data) as answer:
+            if answer.status not in accept:
+                await _refuse(answer)
+            return answer.status, await _body(answer)
+
+    @staticmethod
+    def _read(method: str, url: URL, status: int, body: bytes, parse: Callable[[bytes], T]) -> T:
+        try:
+            return parse(body)
+        except protocol.Malformed as error:
+            raise _not_comfyui(method, url, status, body) from error
+
+    @asynccontextmanager
+    async def _open(
+        self,
+        method: str,
+        route: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        json: Any = None,
+        data: Any = None,
+        extra: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        url = self.server.url(route, **(query or {}))
+        answer = await self._request(method, url, json, data, extra or {})
+        try:
+            yield answer
+        finally:
+            answer.release()
+
+    async def _request(
+        self, method: str, url: URL, json: Any, data: Any, extra: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        for _ in range(MAX_REDIRECTS + 1):
+            at_home = url.origin() == self.server.root.origin()
+            session = self._session if at_home else self._abroad()
+            headers = {**self.server.headers, **extra} if at_home else extra
+            with _translated(method, url):
+                answer = await session.request(
+                    method,
+                    url,
+                    json=json,
+                    data=data,
+                    headers=headers,
+                    timeout=self._timeout,
+                    allow_redirects=False,
+                )
+            target = answer.headers.get("Location")
+            if answer.status not in (301, 302, 303, 307, 308) or target is None:
+                return answer
+            answer.release()
+            if method not in ("GET", "HEAD"):
+                raise _redirected(method, url, answer.status, target)
+            url = url.join(URL(target))
+        raise _redirected(method, url, 310, str(url))
+
+    def _abroad(self) -> aiohttp.ClientSession:
+        """A session for other origins: one that was given to us may carry credentials of its own."""
+        if self._foreign is None:
+            self._foreign = self._new_session()
+        return self._foreign
+
+
+def _quoted(part: str) -> str:
+    return URL.build(path="/" + part.replace("/", "%2F")).raw_path[1:] if part else ""
+
+
+def _view_query(output: OutputFile) -> dict[str, str]:
+    return {"filename": output.filename, "subfolder": output.subfolder, "type": output.type}
+
+
+async def _body(answer: aiohttp.ClientResponse) -> bytes:
+    """The whole body, bounded: a hostile server may send without end, or a small body that unpacks to a huge
+    one."""
+    chunks, size = [], 0
+    with _translated(answer.method, answer.url, sent=True):
+        async for chunk in answer.content.iter_any():
+            size += len(chunk)
+            if size > MAX_ANSWER_SIZE:
+                answer.close()
+                raise BadAnswer(
+                    f"{_shown(answer.url)} sends more than {MAX_ANSWER_SIZE >> 20} MiB for one answer",
+                    method=answer.method, url=_shown(answer.url), status=answer.status,
+                )  # fmt: skip
+            chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def _refuse(answer: aiohttp.ClientResponse) -> NoReturn:
+    body = (await _body(answer)).decode("utf-8", "replace")
+    url = _shown(answer.url)
+    text = f"{url} answered {answer.status}{_ADVICE.get(answer.status, _OTHER_ADVICE)}"
+    raise BadAnswer(text, method=answer.method, url=url, status=answer.status, body=body)
+
+
+_OTHER_ADVICE = ": the server's log tells why"
+_AWAY = ": the proxy in front of the server cannot reach it, try again when ComfyUI runs"
+_LOG_IN = ": it wants credentials, give them with --header, an API key, or user:password@ in the address"
+_ADVICE = {
+    401: _LOG_IN,
+    403: ": access is refused, check the credentials and the address",
+    404: ": there is no ComfyUI at this address, check the host, the port and the path",
+    405: ": there is no ComfyUI at this address, check the host, the port and the path",
+    407: _LOG_IN,
+    429: ": too many requests, try again later",
+    502: _AWAY,
+    503: _AWAY,
+    504: _AWAY,
+}
+
+
+def _not_comfyui(method: str, url: URL, status: int, body: bytes) -> BadAnswer:
+    text = body.decode("utf-8", "replace")
+    what = "an HTML page (a login page?)" if text.lstrip()[:1] == "<" else "something else than ComfyUI would"
+    return BadAnswer(
+        f"{_shown(url)} answered {what}: check that the address is that of a ComfyUI server",
+        method=method, url=_shown(url), status=status, body=text,
+    )  # fmt: skip
+
+
+def _redirected(method: str, url: URL, status: int, target: str) -> BadAnswer:
+    text = f"{_shown(url)} sends the request on to {target}: use that address (or log in there) instead"
+    return BadAnswer(text, method=method, url=_shown(url), status=status)
+
+
+def _rejected(url: URL, error: Mapping[str, Any], node_errors: Mapping[str, Any]) -> WorkflowRejected:
+    parts = [str(part) for part in (error.get("message"), error.get("details")) if part]
+    said = ": ".join(parts) or "without a reason"
+    return WorkflowRejected(
+        f"the server refused the workflow: {said}",
+        method="POST", url=_shown(url), error=error, node_errors=node_errors,
+    )  # fmt: skip
+
+
+def _shown(url: URL) -> str:
+    """Without query and credentials: what may stand in a message or a log."""
+    return str(url.with_user(None).with_query(None))
+
+
+class _translated:
+    """aiohttp's errors and the system's become ServerUnreachable. `sent`: the server may have read the
+    request."""
+
+    def __init__(self, method: str, url: URL, *, sent: bool = False) -> None:
+        self._method, self._url, self._sent = method, url, sent
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, aiohttp.ClientError | OSError | TimeoutError):
+            return
+        never = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        origin = str(self._url.with_user(None).origin())
+        raise ServerUnreachable(
+            f"{origin} does not answer ({_cause(error)}): is ComfyUI running there?",
+            method=self._method, url=_shown(self._url), sent=self._sent or not never,
+        ) from error  # fmt: skip
+
+
+def _cause(error: BaseException) -> str:
+    match error:
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
+            return f"TLS: {error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error}"
+        case aiohttp.ClientConnectorDNSError():
+            return "the name of the host is unknown"
+        case aiohttp.ClientConnectorError():
+            return "connection refused" if isinstance(error.os_error, ConnectionRefusedError) else str(error)
+        case aiohttp.ConnectionTimeoutError() | aiohttp.SocketTimeoutError() | TimeoutError():
+            return "timed out"
+        case aiohttp.ServerDisconnectedError() | ConnectionResetError():
+            return "the connection was cut"
+        case _:
+            return str(error) or type(error).__name__

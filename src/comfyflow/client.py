@@ -1,0 +1,333 @@
+"""ComfyClient: one ComfyUI server, one HTTP session, one socket, any number of jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl as tls
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import aiohttp
+import anyio
+
+from . import download, protocol
+from . import events as e
+from .api import Api, Server
+from .cancel import ask_to_end
+from .errors import JobTimeout, ServerError, UsageError, WorkflowRejected, error_of
+from .follow import Follower
+from .link import Link
+from .look import Looker
+from .models import (
+    JobResult,
+    JobState,
+    JobView,
+    OutputFile,
+    PollSchedule,
+    SavedFile,
+    Submission,
+    Timeouts,
+    UploadedFile,
+)
+from .submit import send_once
+from .tracker import ABSENCES, Tracker
+from .workflow import Workflow
+
+ASK_EVERY = (
+    1.0  # s between requests to end a job: the server forgets one that comes just before the job starts
+)
+TITLE_SETS = 64  # distinct sets of node titles that are shared between jobs
+
+
+class ComfyClient:
+    """A ComfyUI server. Use it as an async context manager; it may be used by any number of tasks of one
+    event loop.
+
+    `url` may carry a base path, a trailing `/api`, and `user:password@`. `headers` and `api_key` (sent as a
+    bearer token) go with every request and with the socket, and to no other origin. `session` is used, not
+    closed. With `websocket=False` jobs are followed by looks alone. `previews` keeps the pictures that the
+    server sends while a job runs. All times in seconds.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8188",
+        *,
+        client_id: str | None = None,
+        websocket: bool = True,
+        timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+        poll: PollSchedule = PollSchedule(),  # noqa: B008 - frozen
+        headers: Mapping[str, str] | None = None,
+        api_key: str | None = None,
+        session: aiohttp.ClientSession | None = None,
+        ssl: tls.SSLContext | None = None,
+        previews: bool = False,
+    ) -> None:
+        try:
+            self.server = Server.at(url, headers, api_key)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        self.client_id = client_id or uuid4().hex
+        self.timeouts = timeouts
+        self._websocket, self._poll, self._ssl, self._previews = websocket, poll, ssl, previews
+        self._api = Api(self.server, timeouts, session=session, ssl=ssl)
+        self._looker = Looker(self._api)
+        self._follower: Follower | None = None
+        self._titles: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+
+    async def __aenter__(self) -> Self:
+        link = self._link if self._websocket else None
+        self._follower = Follower(self._looker, link, self._poll, self.timeouts, previews=self._previews)
+        self._follower.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):  # closing takes a second at most, and must not be left half done
+            if self._follower is not None:
+                await self._follower.stop()
+            await self._api.close()
+
+    @property
+    def source(self) -> download.Source:
+        """Where this server's files are read from."""
+        return self._api
+
+    # -- jobs --
+
+    async def submit_workflow(
+        self,
+        workflow: Workflow | Mapping[str, Any],
+        *,
+        prompt_id: str | None = None,
+        front: bool = False,
+        number: float | None = None,
+        extra_data: Mapping[str, Any] | None = None,
+        allow_partial: bool = False,
+    ) -> str:
+        """Queue a workflow (API format) and return its prompt id.
+
+        The id is ours (`prompt_id`, a lowercase UUID, or a new one), except on servers before 0.3.45, which
+        make their own. `number` is the priority, lowest first; `front` goes before everything. `extra_data`
+        comes back in the history. A server may accept a workflow of which it will run only a part; that is an
+        error unless `allow_partial`, and the job is taken back.
+
+        Raises WorkflowInvalid, WorkflowRejected, ServerUnreachable, BadAnswer. A request without an answer is
+        never repeated blindly. Cancelling leaves open whether the server has taken the job.
+        """
+        graph = Workflow.load(workflow)
+        job = prompt_id or str(uuid4())
+        body: dict[str, Any] = {"prompt": graph.nodes, "prompt_id": job, "client_id": self.client_id}
+        body |= {"front": True} if front else {}
+        body |= {} if number is None else {"number": number}
+        body |= {} if extra_data is None else {"extra_data": dict(extra_data)}
+        submission = await self._send(body, self._shared_titles(graph))
+        if submission.node_errors and not allow_partial:
+            await self._take_back(submission)
+        return submission.prompt_id
+
+    async def poll_status(self, prompt_id: str) -> JobView:
+        """One look, the truth now. A job that the server does not know has the state "lost". Raises
+        ServerError."""
+        follower = self._following()
+        event = await self._looker.look(prompt_id)
+        tracker = follower.roster.get(prompt_id)
+        if tracker is not None and not isinstance(event, e.Absent):
+            follower.learn(tracker, event)
+            return tracker.view()
+        alone = Tracker(prompt_id, self._poll)
+        for _ in range(ABSENCES):
+            alone.feed(event, 0.0)
+        return alone.view()
+
+    async def watch(self, prompt_id: str) -> AsyncGenerator[JobView, None]:
+        """The latest view of a job at each change, the last one with its `result`. Ends need not be success.
+
+        Works for any job of this server, whoever sent it. Raises JobTimeout or ServerUnreachable after
+        `timeouts.silence` seconds in which nothing moved. Leaving the loop leaves the job running.
+        """
+        async with aclosing(self._following().views(prompt_id)) as views:
+            async for view in views:
+                yield view
+
+    async def wait(self, prompt_id: str, *, timeout: float | None = None) -> JobResult:
+        """Wait for a job's success, at most `timeout` seconds (`timeouts.total` if None).
+
+        Raises JobFailed, JobCancelled, JobLost, JobTimeout, or ServerUnreachable after a long silence.
+        Neither a timeout nor a cancellation ends the job itself.
+        """
+        tracker = await self._ended(prompt_id, timeout)
+        if (error := error_of(tracker.view(), tracker.titles)) is not None:
+            raise error
+        assert tracker.result is not None
+        return tracker.result
+
+    async def result(self, prompt_id: str, *, timeout: float | None = None) -> JobResult:
+        """Like `wait`, but gives the result of a job that did not succeed too."""
+        tracker = await self._ended(prompt_id, timeout)
+        assert tracker.result is not None
+        return tracker.result
+
+    async def cancel(self, prompt_id: str, *, timeout: float | None = None, force: bool = False) -> bool:
+        """End a job and wait until the server says how it ended, at most `timeout` seconds.
+
+        True when it ended as cancelled; False when it had ended before, or ran to its end all the same (a
+        node that never looks at the interrupt flag does so). Asked again every second, because a server can
+        miss it. Never touches another job: raises NotSupported on servers that cannot do that, unless
+        `force`.
+        """
+        follower, deadline = self._following(), anyio.current_time() + (timeout or float("inf"))
+        event = await self._looker.look(prompt_id)
+        if isinstance(event, e.Absent | e.Recorded):
+            return False
+        tracker = follower.attach(prompt_id)
+        while tracker.result is None:
+            await ask_to_end(self._api, prompt_id, force=force)
+            follower.stopping(tracker)
+            try:
+                await follower.until_end(prompt_id, min(ASK_EVERY, deadline - anyio.current_time()))
+            except JobTimeout:
+                if anyio.current_time() >= deadline:
+                    raise
+        return tracker.state is JobState.CANCELLED
+
+    # -- files --
+
+    async def download_output(self, output: OutputFile, destination: Path | str) -> SavedFile:
+        """Bring one file into the folder `destination`, verified. Raises OutputUnavailable, DownloadError,
+        ServerError."""
+        return await download.save(self._api, output, await _folder(destination))
+
+    async def download_images(self, prompt_id: str, destination_dir: Path | str) -> list[SavedFile]:
+        """Wait for the job and bring every file of it, of whatever kind, into a folder.
+
+        Raises what `wait` and `download_output` raise; files that are complete by then stay.
+        """
+        result = await self.wait(prompt_id)
+        return await download.save_all(self._api, result.outputs, await _folder(destination_dir))
+
+    async def upload_image(
+        self,
+        source: Path | str | bytes,
+        *,
+        name: str | None = None,
+        subfolder: str = "",
+        type: str = "input",
+        overwrite: bool = False,
+    ) -> UploadedFile:
+        """Put a file into a folder of the server ("input" or "temp"), e.g. for LoadImage; any kind of file.
+
+        Use the `reference` of what comes back: without `overwrite` the server picks another name when this
+        one is taken by other content. Bytes without a name are named by their content. Raises OSError,
+        ServerError.
+        """
+        fields = {"type": type, "subfolder": subfolder, "overwrite": "true" if overwrite else "false"}
+        if isinstance(source, bytes):
+            return await self._api.upload(source, name or _content_name(source), fields)
+        path = Path(source)
+        data = await anyio.Path(path).read_bytes()
+        return await self._api.upload(data, name or path.name, fields)
+
+    # -- the server --
+
+    async def queue(self) -> protocol.QueueView:
+        """Everybody's jobs on the server, in the order in which they will run. Raises ServerError."""
+        return await self._api.queue()
+
+    async def history(self, *, max_items: int | None = None) -> dict[str, Any]:
+        """The newest entries of the server's history, as ComfyUI writes them. Large: 55 kB per 100-node
+        job."""
+        found = await self._api.histories(max_items)
+        return found if isinstance(found, dict) else {}
+
+    async def system_stats(self) -> dict[str, Any]:
+        """Version, devices and memory of the server (sizes in bytes). Raises ServerError."""
+        return await self._api.system_stats()
+
+    async def object_info(self, node_class: str | None = None) -> dict[str, Any]:
+        """What nodes the server has, or one of them; an unknown class gives an empty dict. Raises
+        ServerError."""
+        return await self._api.object_info(node_class)
+
+    async def free(self, *, unload_models: bool = True, free_memory: bool = True) -> None:
+        """Give memory back after the running job; `free_memory` also drops the node cache. Raises
+        ServerError."""
+        await self._api.free(unload_models=unload_models, free_memory=free_memory)
+
+    # -- inside --
+
+    def _following(self) -> Follower:
+        if self._follower is None:
+            raise RuntimeError("use the client as `async with ComfyClient(...) as client:`")
+        return self._follower
+
+    def _link(self, follower: Follower) -> Link:
+        return Link(
+            self.server.socket_url(self.client_id),
+            headers=self.server.headers,
+            hello=protocol.feature_flags(),
+            on_frame=follower.on_frame,
+            on_live=follower.on_live,
+            connect_timeout=self.timeouts.connect,
+            ssl=self._ssl,
+        )
+
+    async def _send(self, body: Mapping[str, Any], titles: Mapping[str, str]) -> Submission:
+        follower = self._following()
+        await follower.connected()
+        tracker = Tracker(body["prompt_id"], self._poll, titles)
+        follower.add(tracker)
+        try:
+            submission = await send_once(self._api, self._looker, body)
+        except BaseException:
+            follower.forget(tracker.prompt_id)
+            raise
+        if submission.prompt_id != tracker.prompt_id:  # before 0.3.45: the server made its own id
+            follower.forget(tracker.prompt_id)
+            tracker = Tracker(submission.prompt_id, self._poll, titles)
+            follower.add(tracker)
+        follower.accepted(tracker, submission.number)
+        return submission
+
+    async def _take_back(self, submission: Submission) -> None:
+        """The server would run a part of the workflow only: end that, and say what it would not run."""
+        outcome = f"but job {submission.prompt_id} could not be taken back"
+        with anyio.CancelScope(shield=True), anyio.move_on_after(self.timeouts.answer), suppress(ServerError):
+            await ask_to_end(self._api, submission.prompt_id)
+            outcome = "so it was taken back"
+        self._following().forget(submission.prompt_id)
+        rejected = WorkflowRejected(
+            f"the server would run only a part of the workflow, {outcome}",
+            method="POST", url=str(self.server.url("/prompt")), error={},
+            node_errors=submission.node_errors, accepted=True,
+        )  # fmt: skip
+        rejected.prompt_id = submission.prompt_id
+        raise rejected
+
+    async def _ended(self, prompt_id: str, timeout: float | None) -> Tracker:
+        budget = self.timeouts.total if timeout is None else timeout
+        return await self._following().until_end(prompt_id, budget)
+
+    def _shared_titles(self, graph: Workflow) -> Mapping[str, str]:
+        """Titles by node id; jobs of like graphs share one mapping, so that thousands in flight stay
+        small."""
+        pairs = tuple((node_id, graph.title(node_id)) for node_id in graph.nodes)
+        if len(self._titles) > TITLE_SETS:
+            self._titles.clear()
+        return self._titles.setdefault(pairs, dict(pairs))
+
+
+async def _folder(path: Path | str) -> Path:
+    """The folder, made if need be. Where that cannot be done, saving into it says why."""
+    with suppress(OSError):
+        await anyio.Path(path).mkdir(parents=True, exist_ok=True)
+    return Path(path)
+
+
+def _content_name(data: bytes) -> str:
+    return f"comfyflow-{hashlib.sha256(data).hexdigest()[:32]}.png"

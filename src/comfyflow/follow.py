@@ -1,0 +1,271 @@
+"""Follow the jobs of one server: feed the trackers from the socket and from looks, and wake who waits for
+them.
+
+One background task a client. The socket's reader feeds trackers in place and never waits for a consumer,
+because ComfyUI sends to all sockets from one loop and one slow reader stops everybody's events [35].
+Consumers pull views.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+
+import anyio
+
+from . import protocol
+from .errors import JobTimeout, ServerError, ServerUnreachable
+from .events import JobEvent, Status
+from .link import Link
+from .look import Looker
+from .models import JobView, PollSchedule, Timeouts
+from .roster import Roster
+from .tracker import Tracker
+
+MAX_LOOKS = 8  # at once; ComfyUI answers them one after another anyway
+KEPT = 1000  # ended jobs that are remembered for a later `wait`; after that a look asks the server again
+Waiters = dict[str, list[asyncio.Event]]
+
+
+class Follower:
+    """Everything that is known about the jobs in flight on one server."""
+
+    def __init__(
+        self, looker: Looker, link: Callable[[Follower], Link] | None, poll: PollSchedule, timeouts: Timeouts,
+        *, previews: bool,
+    ) -> None:  # fmt: skip
+        """`link` makes the socket, None does without one."""
+        self.clock = asyncio.get_running_loop().time
+        self.roster = Roster(poll, self.clock())
+        self._looker, self._poll, self._timeouts, self._previews = looker, poll, timeouts, previews
+        self._link = link(self) if link else None
+        self._views: Waiters = {}  # who wants every change
+        self._ends: Waiters = {}  # who wants the end only
+        self._ended: OrderedDict[str, Tracker] = OrderedDict()
+        self._attached: set[str] = set()  # jobs that we did not send: followed only while somebody waits
+        self._looks, self._until = 0, math.inf
+        self._kicked = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._unreachable: ServerError | None = None
+
+    # -- life --
+
+    def start(self) -> None:
+        """Begin to connect and to look."""
+        self._task = asyncio.create_task(self._run(), name="comfyflow follower")
+        self._task.add_done_callback(lambda task: self._wake_all())
+
+    async def stop(self) -> None:
+        """End the background task and close the socket."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def connected(self) -> None:
+        """Wait for the first connection attempt, so that a job's events are not missed for being too
+        quick."""
+        if self._link is not None:
+            await self._link.tried.wait()
+
+    async def _run(self) -> None:
+        async with anyio.create_task_group() as group:
+            if self._link is not None:
+                group.start_soon(self._link.run)
+            group.start_soon(self._look_on)
+
+    # -- what the socket brings --
+
+    def on_frame(self, frame: str | bytes) -> None:
+        """One frame. Called by the reader, so it must be quick and must not raise."""
+        now = self.clock()
+        self.roster.frame()
+        if not isinstance(frame, str) and not self._previews:
+            self.roster.working(now)
+            return
+        event = protocol.parse_frame(frame)
+        tracker = self.roster.feed(event, now)
+        if tracker is not None:
+            self._changed(tracker)
+        elif isinstance(event, Status):
+            self._count(event.queue_remaining)
+
+    def on_live(self, live: bool) -> None:
+        """The socket opened or was lost."""
+        self.roster.socket(live, self.clock())
+        self._kick()
+
+    def _count(self, remaining: int) -> None:
+        for prompt_id in self._views:
+            tracker = self.roster.get(prompt_id)
+            if tracker is not None and tracker.at_most(remaining):
+                self._changed(tracker)
+
+    # -- looks --
+
+    async def _look_on(self) -> None:
+        async with anyio.create_task_group() as group:
+            while True:
+                while self._looks < MAX_LOOKS and (prompt_id := self.roster.due(self.clock())) is not None:
+                    self._looks += 1
+                    group.start_soon(self._look, prompt_id)
+                if self.roster.deaf(self.clock()) and self._link is not None:
+                    self._link.replace()
+                self._until = self.roster.wake_at() if self._looks < MAX_LOOKS else math.inf
+                self._kicked.clear()
+                with anyio.CancelScope(deadline=self._until):
+                    await self._kicked.wait()
+
+    async def _look(self, prompt_id: str) -> None:
+        tracker = self.roster.get(prompt_id)
+        try:
+            ended = tracker is not None and tracker.announced
+            event = await self._looker.look(prompt_id, ended=ended)
+        except ServerError as error:
+            self._unreachable = error
+            changed = self.roster.failed(prompt_id, str(error), self.clock())
+        else:
+            self._unreachable = None
+            changed = self.roster.looked(prompt_id, event, self.clock())
+        finally:
+            self._looks -= 1
+        if changed is not None:
+            self._changed(changed)
+        self._kicked.set()
+
+    # -- who follows --
+
+    def attach(self, prompt_id: str) -> Tracker:
+        """The tracker of a job; one that we do not know is looked at at once."""
+        tracker = self.roster.get(prompt_id) or self._ended.get(prompt_id)
+        if tracker is None:
+            tracker = Tracker(prompt_id, self._poll)
+            tracker.look_at(self.clock())
+            self.add(tracker)
+            self._attached.add(prompt_id)
+        return tracker
+
+    def forget(self, prompt_id: str) -> None:
+        """Follow a job no longer."""
+        self.roster.drop(prompt_id)
+        self._attached.discard(prompt_id)
+
+    def add(self, tracker: Tracker) -> None:
+        """Follow a job."""
+        self._ended.pop(tracker.prompt_id, None)
+        self.roster.add(tracker, self.clock())
+        self._kick()
+
+    def accepted(self, tracker: Tracker, number: float) -> None:
+        """The server took the job."""
+        self.roster.accepted(tracker, number, self.clock())
+        self._kick()
+
+    def learn(self, tracker: Tracker, event: JobEvent) -> None:
+        """Take in what a look of somebody else found."""
+        self.roster.feed(event, self.clock())
+        self._changed(tracker)
+
+    def stopping(self, tracker: Tracker) -> None:
+        """The server was asked to end the job: look until it has."""
+        tracker.stop(self.clock())
+        self.roster.plan(tracker)
+        self._kick()
+
+    async def until_end(self, prompt_id: str, timeout: float | None) -> Tracker:
+        """Wait for the end, at most `timeout` seconds. Raises JobTimeout, or ServerUnreachable after a long
+        silence."""
+        tracker = self.attach(prompt_id)
+        deadline = math.inf if timeout is None else self.clock() + timeout
+        with self._waiting(tracker, self._ends) as woken:
+            while tracker.result is None:
+                await self._pause(woken, tracker, deadline)
+        return tracker
+
+    async def views(self, prompt_id: str) -> AsyncGenerator[JobView, None]:
+        """The latest view at each change, the terminal one last. Raises like `until_end`, by silence only."""
+        tracker = self.attach(prompt_id)
+        last: JobView | None = None
+        with self._waiting(tracker, self._views) as woken:
+            while last is None or last.result is None:
+                if (view := tracker.view()) != last:
+                    last = view
+                    yield view
+                else:
+                    await self._pause(woken, tracker, math.inf)
+
+    @contextmanager
+    def _waiting(self, tracker: Tracker, waiters: Waiters) -> Iterator[asyncio.Event]:
+        woken = asyncio.Event()
+        waiters.setdefault(tracker.prompt_id, []).append(woken)
+        try:
+            yield woken
+        finally:
+            mine = waiters[tracker.prompt_id]
+            mine.remove(woken)
+            if not mine:
+                del waiters[tracker.prompt_id]
+            if tracker.prompt_id in self._attached and not self._watched(tracker.prompt_id):
+                self.forget(tracker.prompt_id)
+
+    def _watched(self, prompt_id: str) -> bool:
+        return prompt_id in self._views or prompt_id in self._ends
+
+    async def _pause(self, woken: asyncio.Event, tracker: Tracker, deadline: float) -> None:
+        """Until something changed. Raises when the deadline or the silence has passed, or the follower has
+        died."""
+        with anyio.CancelScope(deadline=min(deadline, self._silence_ends())):
+            await woken.wait()
+        woken.clear()
+        if self._task is None or self._task.done():
+            raise self._broken()
+        now = self.clock()
+        if tracker.result is None and now >= deadline:
+            raise JobTimeout(
+                f"job {tracker.prompt_id} has not ended in time; it goes on", view=tracker.view()
+            )
+        if tracker.result is None and now >= self._silence_ends():
+            raise self._silent(tracker)
+
+    def _broken(self) -> BaseException:
+        failed = self._task and not self._task.cancelled() and self._task.exception()
+        return failed or RuntimeError("the client was closed while a job was being followed")
+
+    def _silence_ends(self) -> float:
+        return math.inf if self._timeouts.silence is None else self.roster.moved + self._timeouts.silence
+
+    def _silent(self, tracker: Tracker) -> Exception:
+        if isinstance(self._unreachable, ServerUnreachable):
+            return self._unreachable
+        text = (
+            f"job {tracker.prompt_id}: nothing has moved on the server for {self._timeouts.silence:g} s; "
+            "if no node can take that long its worker has died: restart ComfyUI"
+        )
+        return JobTimeout(text, view=tracker.view())
+
+    # -- waking --
+
+    def _changed(self, tracker: Tracker) -> None:
+        prompt_id = tracker.prompt_id
+        if tracker.result is not None:
+            self.forget(prompt_id)
+            self._ended[prompt_id] = tracker
+            if len(self._ended) > KEPT:
+                self._ended.popitem(last=False)
+            for woken in self._ends.get(prompt_id, ()):
+                woken.set()
+        for woken in self._views.get(prompt_id, ()):
+            woken.set()
+        self._kick()
+
+    def _kick(self) -> None:
+        """Wake the looker if it sleeps longer than it now should."""
+        if self._looks < MAX_LOOKS and self.roster.wake_at() < self._until:
+            self._kicked.set()
+
+    def _wake_all(self) -> None:
+        for waiters in (self._views, self._ends):
+            for woken in (one for mine in waiters.values() for one in mine):
+                woken.set()

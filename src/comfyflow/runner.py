@@ -1,0 +1,274 @@
+"""One job's whole road: recorded, sent, followed, downloaded, recorded. The only module that knows server,
+disk and store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+)
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+import anyio
+
+from . import download
+from .client import ComfyClient
+from .errors import ComfyflowError, DownloadError, JobError, JobTimeout, ServerUnreachable
+from .models import JobFailure, JobResult, JobState, JobView, SavedFile
+from .store import Job, JobEvent, Store
+from .workflow import Workflow
+
+T = TypeVar("T")
+OnView = Callable[[JobView], None]
+LAST_WORDS = 5.0  # s for writing down an outcome although the caller was cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What became of a job. `error` is None for success; `elapsed` in seconds from the call to the last
+    file."""
+
+    job: Job
+    result: JobResult | None
+    files: tuple[SavedFile, ...] = ()
+    elapsed: float = 0.0
+    error: ComfyflowError | None = None
+
+    @property
+    def prompt_id(self) -> str:
+        """The job's id on the server."""
+        return self.job.prompt_id
+
+
+class Runner:
+    """Run workflows on one server, keep their files in `output_dir`, and record everything in `store`.
+
+    `downloads` files are fetched at once. Where ComfyUI's own output folder is mounted here, `comfyui_output`
+    names it and files are taken from there. The client is used, not opened or closed.
+    """
+
+    def __init__(
+        self,
+        client: ComfyClient,
+        store: Store,
+        output_dir: Path | str,
+        *,
+        downloads: int = 4,
+        comfyui_output: Path | str | None = None,
+        allow_partial: bool = False,
+    ) -> None:
+        self.client, self.store, self.output_dir = client, store, Path(output_dir)
+        self._mounted = None if comfyui_output is None else Path(comfyui_output)
+        self._allow_partial = allow_partial
+        self._downloads = downloads
+        self._limiter: anyio.CapacityLimiter | None = None
+
+    async def __aenter__(self) -> Self:
+        self._limiter = anyio.CapacityLimiter(self._downloads)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._limiter = None
+
+    async def submit(self, workflow: Workflow | Mapping[str, Any]) -> Job:
+        """Record a job, send it, and return it; do not wait. Raises what `submit_workflow` raises, and
+        StoreError.
+
+        The record is there before the request leaves. A refused job is recorded as failed.
+        """
+        job = self._job(Workflow.load(workflow))
+        await self.store.add(job)
+        return await self._send(job)
+
+    async def complete(
+        self, job: Job, *, on_view: OnView | None = None, timeout: float | None = None
+    ) -> RunResult:
+        """Follow a sent job to its end, save its files, record the outcome.
+
+        `on_view` gets each change. After `timeout` seconds JobTimeout is raised and the job goes on; so it
+        does when the caller is cancelled. Raises JobError, DownloadError, ServerError, StoreError, each with
+        its `prompt_id`.
+        """
+        started = time.monotonic()
+        try:
+            result = await self._follow(job, on_view, timeout)
+            files = await self._save(job, result)
+        except ComfyflowError as error:
+            error.prompt_id = job.prompt_id
+            raise
+        return RunResult(job, result, files, time.monotonic() - started)
+
+    async def run(
+        self,
+        workflow: Workflow | Mapping[str, Any],
+        *,
+        on_view: OnView | None = None,
+        timeout: float | None = None,
+    ) -> RunResult:
+        """`submit` and `complete` in one; `timeout` in seconds counts from the acceptance."""
+        return await self.complete(await self.submit(workflow), on_view=on_view, timeout=timeout)
+
+    async def run_many(
+        self,
+        workflows: Iterable[Workflow | Mapping[str, Any]] | AsyncIterable[Workflow | Mapping[str, Any]],
+        *,
+        concurrency: int,
+    ) -> AsyncGenerator[RunResult, None]:
+        """Run workflows, `concurrency` at a time, and yield each result as it comes, failed ones with their
+        `error`.
+
+        The source is read only as fast as jobs end. Leaving the loop stops following; sent jobs go on.
+        """
+        source = _iterated(workflows)
+        running: set[asyncio.Task[RunResult]] = set()
+        try:
+            async for workflow in source:
+                running.add(asyncio.create_task(self._outcome(Workflow.load(workflow))))
+                if len(running) >= concurrency:
+                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        yield task.result()
+            while running:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield task.result()
+        finally:
+            await _end(running)
+
+    async def resume(self) -> AsyncGenerator[RunResult, None]:
+        """Finish every unfinished job of the store, one after the other: send what the server has never seen,
+        follow and download the rest. A job that was accepted and is gone is lost, not sent again."""
+        for job in [job async for job in self.store.unfinished()]:
+            yield await self._guarded(job, self._resumed)
+
+    # -- inside --
+
+    def _job(self, workflow: Workflow) -> Job:
+        client = self.client
+        return Job(str(uuid4()), workflow, client.client_id, str(client.server), time.time())
+
+    async def _outcome(self, workflow: Workflow) -> RunResult:
+        job = self._job(workflow)
+        await self.store.add(job)
+        return await self._guarded(job, self._sent)
+
+    async def _sent(self, job: Job) -> RunResult:
+        return await self.complete(await self._send(job))
+
+    async def _resumed(self, job: Job) -> RunResult:
+        record = await self.store.get(job.prompt_id)
+        unsent = record is not None and record.state is JobState.CREATED
+        if unsent and (await self.client.poll_status(job.prompt_id)).state is JobState.LOST:
+            return await self._sent(job)
+        return await self.complete(job)
+
+    async def _guarded(self, job: Job, road: Callable[[Job], Awaitable[RunResult]]) -> RunResult:
+        """A job's error as a value, so that one failure does not stop the others."""
+        started = time.monotonic()
+        try:
+            return await road(job)
+        except ComfyflowError as error:
+            error.prompt_id = error.prompt_id or job.prompt_id
+            return RunResult(job, None, (), time.monotonic() - started, error)
+
+    async def _send(self, job: Job) -> Job:
+        try:
+            prompt_id = await self.client.submit_workflow(
+                job.workflow, prompt_id=job.prompt_id, allow_partial=self._allow_partial
+            )
+        except ComfyflowError as error:
+            error.prompt_id = error.prompt_id or job.prompt_id
+            if not (
+                isinstance(error, ServerUnreachable) and error.sent
+            ):  # else it may be queued all the same
+                failure = JobFailure(str(error), exception_type=type(error).__name__)
+                await self._record(job, JobResult(job.prompt_id, JobState.FAILED, failure=failure))
+            raise
+        await self.store.accepted(job, prompt_id)
+        await self.store.log(JobEvent(prompt_id, "submitted", {"server": job.server}))
+        return replace(job, prompt_id=prompt_id)
+
+    async def _follow(self, job: Job, on_view: OnView | None, timeout: float | None) -> JobResult:
+        try:
+            if on_view is None:
+                return await self.client.wait(job.prompt_id, timeout=timeout)
+            return await self._watched(job, on_view, timeout)
+        except JobError as error:
+            if error.view.result is not None:
+                await self._record(job, error.view.result)
+            raise
+
+    async def _watched(self, job: Job, on_view: OnView, timeout: float | None) -> JobResult:
+        try:
+            with anyio.fail_after(timeout):
+                async with aclosing(self.client.watch(job.prompt_id)) as views:
+                    async for view in views:
+                        on_view(view)
+                        await self._advance(view)
+        except TimeoutError as error:
+            if isinstance(error, JobTimeout):
+                raise
+        return await self.client.wait(
+            job.prompt_id, timeout=0
+        )  # the result, or the error that belongs to the end
+
+    async def _advance(self, view: JobView) -> None:
+        if view.state is JobState.RUNNING:
+            await self.store.advance(view.prompt_id, view.state)
+
+    async def _save(self, job: Job, result: JobResult) -> tuple[SavedFile, ...]:
+        if result.outputs:
+            await self.store.log(JobEvent(job.prompt_id, "download_started", {"files": len(result.outputs)}))
+            with suppress(OSError):  # where that cannot be done, saving into it says why
+                await anyio.Path(self.output_dir).mkdir(parents=True, exist_ok=True)
+        try:
+            files = await download.save_all(
+                self.client.source,
+                result.outputs,
+                self.output_dir,
+                limiter=self._limiter,
+                mounted=self._mounted,
+            )
+        except DownloadError as error:
+            await self.store.log(JobEvent(job.prompt_id, "download_failed", {"reason": str(error)}))
+            raise
+        await self._record(job, result, tuple(files))
+        return tuple(files)
+
+    async def _record(self, job: Job, result: JobResult, files: tuple[SavedFile, ...] = ()) -> None:
+        """The outcome is written even when the caller has just been cancelled."""
+        detail = {} if result.failure is None else {"reason": result.failure.message}
+        kind = "finished" if result.state is JobState.SUCCEEDED else result.state.value
+        with anyio.CancelScope(shield=True), anyio.fail_after(LAST_WORDS):
+            await self.store.finish(job.prompt_id, result, files)
+            await self.store.log(JobEvent(job.prompt_id, kind, detail))
+
+
+async def _iterated(source: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(source, AsyncIterable):
+        async for item in source:
+            yield item
+    else:
+        for item in source:
+            yield item
+
+
+async def _end(tasks: set[asyncio.Task[RunResult]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
