@@ -1,0 +1,153 @@
+"""How a command speaks and how it ends: results on stdout, messages on stderr, exit codes, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from . import report
+from .errors import ComfyflowError, JobError, ServerUnreachable
+from .exits import exit_code
+from .workflow import Workflow
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM; the text says what became of the job. (A KeyboardInterrupt would break the loop.)"""
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a command: how to speak, and what is known by now for the message of an error."""
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    known: dict[str, Any] = field(default_factory=dict)  # what a document says besides the error
+    workflow: Workflow | None = None
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """The outermost edge: every error becomes a message and an exit code."""
+        logging.basicConfig(
+            format="%(name)s: %(message)s", level=logging.INFO if self.verbose else logging.ERROR
+        )
+        try:
+            yield
+        except ComfyflowError as error:
+            raise self._failed(error, self._lines(error)) from error
+        except KeyboardInterrupt as error:
+            raise self._failed(error, [str(error) or "stopped"]) from error
+        except Exception as error:
+            said = report.printable(f"{type(error).__name__}: {error}")
+            lines = [
+                f"comfyflow did not foresee this ({said}): please report it with what the option -v prints"
+            ]
+            raise self._failed(error, lines + _trace(error, self.verbose)) from error
+
+    def _lines(self, error: ComfyflowError) -> list[str]:
+        lines = report.error_lines(error, self.workflow, verbose=self.verbose)
+        maybe_sent = isinstance(error, ServerUnreachable) and error.sent
+        prompt_id = self.known.get("prompt_id") or (error.prompt_id if maybe_sent else None)
+        tell_id = prompt_id and str(prompt_id) not in lines[0]
+        return [*lines, f"  the job's id is {prompt_id}"] if tell_id else lines
+
+    def _failed(self, error: BaseException, lines: Iterable[str]) -> SystemExit:
+        tell(f"comfyflow: {line}" if not line.startswith("  ") else line for line in lines)
+        if self.as_json:
+            state = {"state": error.view.state.value} if isinstance(error, JobError) else {}
+            document = {**self.known, **state, "error": report.error_document(error, self.workflow)}
+            self.emit([report.dump(document)])
+        return SystemExit(int(exit_code(error)))
+
+    def answer(self, document: Mapping[str, Any], lines: Iterable[str]) -> None:
+        """The result: one document with --json, else lines."""
+        self.emit([report.dump(document)] if self.as_json else lines)
+
+    def emit(self, lines: Iterable[str]) -> None:
+        """Write to stdout. A reader that has gone away (`| head -1`) is no fault."""
+        text = "".join(f"{line}\n" for line in lines)
+        try:
+            sys.stdout.flush()
+            with suppress(AttributeError):  # a stand-in for stdout has no buffer
+                sys.stdout.buffer.write(_encoded(text))
+                text = ""
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python flushes once more at its end and would complain then.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _encoded(text: str) -> bytes:
+    """For stdout: names of files come out as the bytes they have on disk, even if they are not UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        return text.encode(encoding, "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace")
+
+
+def tell(lines: Iterable[str]) -> None:
+    """Write to stderr; when nobody reads it any more there is nobody to tell."""
+    with suppress(BrokenPipeError):
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _trace(error: BaseException, verbose: bool) -> list[str]:
+    return (
+        [f"  {line}" for line in "".join(traceback.format_exception(error)).splitlines()] if verbose else []
+    )
+
+
+# signals
+
+
+def attended(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end; SIGINT and SIGTERM cancel it, and KeyboardInterrupt is raised."""
+    try:
+        return asyncio.run(_until_stopped(work))
+    except Interrupted as error:
+        raise KeyboardInterrupt(str(error)) from None
+
+
+async def _until_stopped(work: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.ensure_future(work)
+    stopped: list[int] = []
+
+    def stop(number: int) -> None:
+        stopped.append(number)
+        task.cancel()
+
+    with _handling(stop):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not stopped:
+                raise
+            raise Interrupted("stopped") from None
+
+
+@contextmanager
+def _handling(stop: Callable[[int], None]) -> Iterator[None]:
+    """Both signals go to `stop`. Where the loop has no signals (Windows), asyncio.run sees to Ctrl-C."""
+    loop, caught = asyncio.get_running_loop(), []
+    with suppress(NotImplementedError, RuntimeError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop, number)
+            caught.append(number)
+    try:
+        yield
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)

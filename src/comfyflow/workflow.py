@@ -1,0 +1,537 @@
+"""ComfyUI's API-format graph: load it, check it, patch it, describe it.
+
+Every fault that can be seen without a server is found here and told in one sentence. A `Workflow` never
+changes: each patch returns a new one. Numbers stay exactly as they were written (a seed may need 64 bits),
+so the text is read by the standard library's json, which keeps integers of any size.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import chain
+from math import isfinite
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar
+
+from .errors import WorkflowInvalid
+
+MAX_SIZE = 100 * 1024 * 1024  # bytes; ComfyUI refuses larger bodies (main.py --max-upload-size, 0.27.0)
+MAX_DEPTH = 100  # levels of nesting; real graphs have about five
+MAX_SEED = 2**64 - 1  # ComfyUI nodes.py KSampler, 0.27.0
+SEED_NAMES = ("seed", "noise_seed")
+_SEED_SOURCES = (*SEED_NAMES, "value", "int", "number")  # what primitive nodes call their one input
+_LISTED = 8  # candidates that an error names
+
+_T = TypeVar("_T")
+
+_EXPORT = (
+    "in ComfyUI choose Workflow > Export (API), or enable the dev mode options and use 'Save (API format)'"
+)
+_TEXT_INPUT = re.compile(
+    r"(positive_?)?(text|prompt|string|value|caption)s?(_?([a-z]|\d+|positive))?"
+    r"|(.*\.|text_)?prompt|positive|populated_text|tags|lyrics|clip_[lg]|t5xxl|mt5xl|bert|llama"
+)
+_PROMPT_INPUT = re.compile(r"(.*\.|text_|positive_)?prompt")
+_CONDITIONING_INPUT = re.compile(r"positive.*|cond(itioning)?(_.*|\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """A checked graph in API format. Make one with `load` or `parse`; it holds at least one node.
+
+    `nodes` maps a node id to `{"class_type", "inputs", "_meta"?}` in the order of the file; treat it as
+    read-only and take `to_dict()` for a copy of your own. `name` is the file it came from, for messages.
+    """
+
+    nodes: Mapping[str, Any]
+    name: str | None = field(default=None, compare=False)
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str] | bytes | Mapping[str, Any] | Workflow) -> Workflow:
+        """Take a file (by its path), the bytes of one, a graph, or a workflow.
+
+        Raises WorkflowInvalid, whose `path` is the file's name when there is one.
+        """
+        match source:
+            case Workflow():
+                return source
+            case bytes():
+                return cls.parse(source)
+            case Mapping():
+                return cls(_checked(source))
+        return cls.parse(read_file(source), name=os.fspath(source))
+
+    @classmethod
+    def parse(cls, text: bytes | str, *, name: str | None = None) -> Workflow:
+        """Read JSON text (bytes are UTF-8, a byte order mark is fine).
+
+        Raises WorkflowInvalid with `name` as its path.
+        """
+        try:
+            return cls(_checked(_parsed(text)), name)
+        except WorkflowInvalid as error:
+            raise WorkflowInvalid(error.reason, path=name) from error.__cause__
+
+    def to_dict(self) -> dict[str, Any]:
+        """A copy of the graph that is the caller's own in every level."""
+        return deepcopy(dict(self.nodes))
+
+    def title(self, node_id: str) -> str:
+        """What a person calls the node: its title, else its class, else (not in this graph) the id itself.
+
+        A node that came up while the job ran is named after the one it came from: "5.0.1" after "5"
+        (recording 27).
+        """
+        node = self.nodes.get(node_id) or self.nodes.get(node_id.partition(".")[0])
+        return _title(node) if node else node_id
+
+    def label(self, node_id: str) -> str:
+        """Title and id, for messages: `"Load Checkpoint" (4)`."""
+        return f'"{self.title(node_id)}" ({node_id})'
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of what is computed: independent of the order of keys and of titles."""
+        bare = {
+            node_id: {key: part for key, part in node.items() if key != "_meta"}
+            for node_id, node in self.nodes.items()
+        }
+        text = json.dumps(bare, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    @property
+    def prompt_text(self) -> str | None:
+        """The positive prompt, one text a line, or None: what flows into the samplers' `positive` inputs.
+
+        Links are followed upstream through conditioning and text nodes, whatever their classes are. Where
+        nothing samples here (nodes that call a service) it is what the inputs named `prompt` hold.
+        """
+        texts = list(dict.fromkeys(text.strip() for text in _positive_texts(self.nodes) if text.strip()))
+        return "\n".join(texts) or None
+
+    def set(self, target: str, value: Any) -> Workflow:
+        """Return a workflow whose input `target` (NODE.INPUT) is `value`.
+
+        NODE is a node id, else a title, else a class name that one node alone has; ids, titles and inputs may
+        contain dots. A number replaces a number, a text a text; an input that is a link takes any value.
+        Raises WorkflowInvalid, naming the nearest candidates, when target or kind of value does not fit.
+        """
+        node_id, name = self._resolve(target)
+        return self._replaced(node_id, name, value)
+
+    def set_text(self, assignment: str) -> Workflow:
+        """Like `set`, from one text `NODE.INPUT=VALUE`; the value is read as the kind that the input has.
+
+        Numbers, `true`/`false`, lists and objects are read as JSON, a text as it is. Raises WorkflowInvalid.
+        """
+        node_id, name, text = self._assignment(assignment)
+        return self._replaced(node_id, name, _read_as(self.nodes[node_id]["inputs"][name], text))
+
+    def seed(self, value: int | Literal["random"]) -> Workflow:
+        """Return a workflow whose every `seed` and `noise_seed` is `value`: 0 .. 2**64-1, or "random".
+
+        A seed that comes over a link is changed where it is written. Raises WorkflowInvalid without a seed.
+        """
+        number = random_seed() if value == "random" else value
+        if type(number) is not int or not 0 <= number <= MAX_SEED:
+            raise WorkflowInvalid(f"a seed is a whole number from 0 to {MAX_SEED} or 'random', not {value!r}")
+        places = list(dict.fromkeys(_seed_places(self.nodes)))
+        if not places:
+            raise WorkflowInvalid("there is no seed to set: no node has a number as 'seed' or 'noise_seed'")
+        workflow = self
+        for node_id, name in places:
+            workflow = workflow._replaced(node_id, name, number)
+        return workflow
+
+    def _replaced(self, node_id: str, name: str, value: Any) -> Workflow:
+        node = self.nodes[node_id]
+        place = f"input '{name}' of node {self.label(node_id)}"
+        fitted = _fitted(node["inputs"][name], value, place)
+        graph = {**self.nodes, node_id: {**node, "inputs": {**node["inputs"], name: fitted}}}
+        _check_link(graph, node_id, name)
+        return Workflow(graph, self.name)
+
+    def _assignment(self, assignment: str) -> tuple[str, str, str]:
+        # The first "=" with a known target in front of it is the one meant: titles may contain "=" too.
+        first: WorkflowInvalid | None = None
+        for target, text in _splits(assignment, "="):
+            try:
+                return (*self._resolve(target), text)
+            except WorkflowInvalid as error:
+                first = first or error
+        raise first or WorkflowInvalid(f"{assignment!r} must be NODE.INPUT=VALUE, for example 6.text=a cat")
+
+    def _resolve(self, target: str) -> tuple[str, str]:
+        splits = list(_splits(target, "."))
+        if not splits:
+            raise WorkflowInvalid(f"{target!r} must be written NODE.INPUT, for example 6.text")
+        found: list[tuple[str, str]] = []
+        for named in (self._by_id, self._by_title, self._by_class):
+            nodes = [(node_id, name) for reference, name in splits for node_id in named(reference)]
+            hits = [(node_id, name) for node_id, name in nodes if name in self.nodes[node_id]["inputs"]]
+            if len(hits) == 1:
+                return hits[0]
+            if hits:
+                raise WorkflowInvalid(f"{target!r} fits more than one node; use an id: {self._listed(hits)}")
+            found += nodes
+        raise WorkflowInvalid(self._unknown(splits, found))
+
+    def _by_id(self, reference: str) -> list[str]:
+        return [reference] if reference in self.nodes else []
+
+    def _by_title(self, reference: str) -> list[str]:
+        return [node_id for node_id, node in self.nodes.items() if _own_title(node) == reference]
+
+    def _by_class(self, reference: str) -> list[str]:
+        return [node_id for node_id, node in self.nodes.items() if node["class_type"] == reference]
+
+    def _listed(self, hits: Iterable[tuple[str, str]]) -> str:
+        return _some([f"{node_id}.{name} ({self.title(node_id)})" for node_id, name in hits])
+
+    def _unknown(self, splits: list[tuple[str, str]], found: list[tuple[str, str]]) -> str:
+        if found:
+            node_id, name = found[0]
+            inputs = _some(_near(name, self.nodes[node_id]["inputs"])) or "none"
+            return f"node {self.label(node_id)} has no input {name!r}; its inputs are: {inputs}"
+        reference = splits[-1][0]
+        names = {key: (key, _title(node), node["class_type"]) for key, node in self.nodes.items()}
+        near = _near(reference, chain.from_iterable(names.values()))
+        rank = {name: place for place, name in enumerate(near)}
+        ids = sorted(names, key=lambda node_id: min(rank[name] for name in names[node_id]))
+        return f"there is no node {reference!r}; there are: {_some([self.label(node_id) for node_id in ids])}"
+
+
+def random_seed() -> int:
+    """A seed below 2**32: repeats are rare, and nodes that hold no more than 32 bits take it too."""
+    return secrets.randbelow(2**32)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a workflow file, at most one byte more than `parse` takes. Raises WorkflowInvalid."""
+    name = os.fspath(path)
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(MAX_SIZE + 1)
+    except (OSError, ValueError) as error:
+        raise WorkflowInvalid(_unreadable(name, error), path=name) from error
+
+
+def is_link(value: Any) -> bool:
+    """Whether an input is a connection: `["node id", slot]` (comfy_execution/graph_utils.py, 0.27.0)."""
+    match value:
+        case [str(), bool()]:
+            return False
+        case [str(), int()]:
+            return True
+    return False
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    if name.lstrip().startswith("{"):
+        return "this is JSON text where the name of a file was expected: use Workflow.parse for text"
+    match error:
+        case FileNotFoundError():
+            return "there is no such file"
+        case IsADirectoryError():
+            return "this is a folder: name the workflow file in it"
+        case PermissionError():
+            return "this may not be read: check its permissions"
+    return f"this cannot be read: {getattr(error, 'strerror', None) or error}"
+
+
+def _parsed(text: bytes | str) -> Any:
+    if len(text) > MAX_SIZE:
+        raise WorkflowInvalid("this is larger than 100 MiB, which is more than ComfyUI takes")
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(decoded.removeprefix("\ufeff"))
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start}"
+        raise WorkflowInvalid(f"this is not UTF-8 text ({where}): save the workflow as UTF-8 JSON") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise WorkflowInvalid(f"this is not JSON: {error.msg} ({where})") from error
+    except RecursionError as error:
+        raise WorkflowInvalid(_too_deep("the file")) from error
+    except ValueError as error:  # Python refuses to read integers of more than 4300 digits
+        raise WorkflowInvalid(f"this holds a number that cannot be read: {error}") from error
+
+
+def _checked(data: Any) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise WorkflowInvalid(
+            f"this holds {_kind(data)}, but a workflow is a JSON object of nodes: {_EXPORT}"
+        )
+    graph = _unwrapped(data)
+    if isinstance(graph.get("nodes"), list):
+        raise WorkflowInvalid(f"this is in the format of ComfyUI's editor, which cannot be queued: {_EXPORT}")
+    if not graph:
+        raise WorkflowInvalid("this is an empty workflow: it has no nodes")
+    nodes = {_node_id(node_id): _checked_node(node_id, node) for node_id, node in graph.items()}
+    for node_id, node in nodes.items():
+        for name in node["inputs"]:
+            _check_link(nodes, node_id, name)
+    return nodes
+
+
+def _unwrapped(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take the graph out of a body of POST /prompt, `{"prompt": graph, ...}`."""
+    inner = data.get("prompt")
+    return inner if isinstance(inner, Mapping) and "class_type" not in inner else data
+
+
+def _node_id(node_id: Any) -> str:
+    if isinstance(node_id, str):
+        return node_id
+    raise WorkflowInvalid(f"node id {node_id!r} must be a text, as all ids of ComfyUI are: {str(node_id)!r}")
+
+
+def _checked_node(node_id: str, node: Any) -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        raise WorkflowInvalid(
+            f"node '{node_id}' is {_kind(node)}, not an object with a class_type: {_EXPORT}"
+        )
+    class_type = node.get("class_type")
+    if not isinstance(class_type, str) or not class_type:
+        raise WorkflowInvalid(f"node '{node_id}' has no class_type, which says what it does: {_EXPORT}")
+    label = f'"{_title(node)}" ({node_id})'
+    if not isinstance(node.get("inputs"), Mapping):
+        raise WorkflowInvalid(f"node {label} has no inputs object; a node without inputs needs an empty one")
+    checked: dict[str, Any] = {}
+    for key, part in node.items():
+        # ComfyUI writes `is_changed: NaN` beside the inputs (execution.py, 0.3.64); no server reads it back.
+        if key == "inputs" or _finite(part):
+            checked[key] = _copied(part, f"{key} of node {label}")
+    return checked
+
+
+def _check_link(graph: Mapping[str, Any], node_id: str, name: str) -> None:
+    value = graph[node_id]["inputs"][name]
+    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
+        return
+    source, slot = value
+    place = f"input '{name}' of node \"{_title(graph[node_id])}\" ({node_id})"
+    if source not in graph and is_link(value):
+        raise WorkflowInvalid(f"{place} is linked to node '{source}', which the workflow does not have")
+    if source in graph and (type(slot) is not int or slot < 0):
+        other = f'"{_title(graph[source])}" ({source})'
+        raise WorkflowInvalid(f"{place} is linked to slot {slot!r} of node {other}: slots are 0, 1, 2, ...")
+
+
+def _copied(value: Any, place: str, depth: int = 0) -> Any:
+    """Copy a JSON value; lists and objects are new, so nobody outside can change the graph."""
+    if depth > MAX_DEPTH:
+        raise WorkflowInvalid(_too_deep(place))
+    match value:
+        case None | str() | int():
+            return value
+        case float():
+            if isfinite(value):
+                return value
+            raise WorkflowInvalid(f"{place} is {value}, which is no JSON number: give it a value")
+        case Mapping():
+            pairs = value.items()
+            return {_key(key, place): _copied(part, f"{place}, {key}", depth + 1) for key, part in pairs}
+        case list() | tuple():
+            return [_copied(part, place, depth + 1) for part in value]
+    raise WorkflowInvalid(f"{place} is {_kind(value)}, which cannot be written as JSON")
+
+
+def _key(key: Any, place: str) -> str:
+    if isinstance(key, str):
+        return key
+    raise WorkflowInvalid(f"{place} has the key {key!r}, which is not a text")
+
+
+def _finite(value: Any) -> bool:
+    """Whether no NaN or infinity hides in a value; what is too deep is left to the copy, which says so."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return True
+        if not all(isfinite(part) for part in level if isinstance(part, float)):
+            return False
+        level = [part for parent in level for part in _children(parent)]
+    return True
+
+
+def _children(value: Any) -> Iterable[Any]:
+    match value:
+        case Mapping():
+            return value.values()
+        case list() | tuple():
+            return value
+    return ()
+
+
+def _too_deep(place: str) -> str:
+    return f"{place} is nested more than {MAX_DEPTH} levels deep, which no workflow is"
+
+
+_KINDS: tuple[tuple[type | UnionType, str], ...] = (
+    (NoneType, "null"),
+    (bool, "true or false"),
+    (int | float, "a number"),
+    (str, "a text"),
+    (list | tuple, "a list"),
+    (Mapping, "an object"),
+)
+
+
+def _kind(value: Any) -> str:
+    names = (name for kind, name in _KINDS if isinstance(value, kind))
+    return next(names, f"a Python {type(value).__name__}")
+
+
+def _title(node: Mapping[str, Any]) -> str:
+    return _own_title(node) or str(node["class_type"])
+
+
+def _own_title(node: Mapping[str, Any]) -> str | None:
+    meta = node.get("_meta")
+    title = meta.get("title") if isinstance(meta, Mapping) else None
+    return title if isinstance(title, str) and title.strip() else None
+
+
+def _fitted(current: Any, value: Any, place: str) -> Any:
+    """`value` as the successor of `current`; a whole number stays an int where there was one."""
+    new = _copied(value, place)
+    match current:
+        case None:
+            return new
+        case {"__value__": inner} if not isinstance(
+            new, dict
+        ):  # ComfyUI's page wraps lists that are no links
+            return {"__value__": _fitted(inner, new, place)}
+    if is_link(current):
+        return new
+    if _kind(current) != _kind(new):
+        raise WorkflowInvalid(f"{place} takes {_kind(current)}, like {_brief(current)}; {_brief(new)} is not")
+    return int(new) if isinstance(current, int) and isinstance(new, float) and new.is_integer() else new
+
+
+def _read_as(current: Any, text: str) -> Any:
+    """Read a text as the kind that `current` has; one that cannot be read so stays, and will not fit."""
+    match current:
+        case {"__value__": inner}:
+            return _read_as(inner, text)
+        case str():
+            return text
+        case bool():
+            return _json_or_text(text.lower(), text)
+    return _json_or_text(text, text)
+
+
+def _json_or_text(text: str, otherwise: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return otherwise
+    # A quoted text in place of a link was most likely meant to keep its quotes.
+    return otherwise if isinstance(value, str) else value
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _splits(text: str, mark: str) -> Iterator[tuple[str, str]]:
+    for index, letter in enumerate(text):
+        if letter == mark and index:
+            yield text[:index], text[index + 1 :]
+
+
+def _near(wanted: str, known: Iterable[str]) -> list[str]:
+    """All of `known` once each, the likeliest misspellings first."""
+    names = list(dict.fromkeys(known))
+    lower = {name: name.lower() for name in names}
+    return sorted(names, key=lambda name: -difflib.SequenceMatcher(None, wanted.lower(), lower[name]).ratio())
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _seed_places(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for node_id, node in graph.items():
+        for name in SEED_NAMES:
+            value = node["inputs"].get(name)
+            if is_link(value):
+                yield from _upstream(graph, value[0], _seed_here, set())
+            elif _is_number(value):
+                yield node_id, name
+
+
+def _seed_here(node_id: str, inputs: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The number that a linked seed is written as, else the nodes it may come from."""
+    for name in _SEED_SOURCES:
+        if _is_number(inputs.get(name)):
+            return [(node_id, name)], []
+    return [], [value[0] for value in inputs.values() if is_link(value)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _positive_texts(graph: Mapping[str, Any]) -> Iterator[str]:
+    seen: set[str] = set()
+    for start in _positive_starts(graph):
+        yield from _upstream(graph, start, _texts_here, seen)
+
+
+def _positive_starts(graph: Mapping[str, Any]) -> list[str]:
+    """In front of every `positive` input, else of the guiders (Flux), else the nodes with a `prompt`."""
+    links = [
+        (node["class_type"], name, value[0])
+        for node in graph.values()
+        for name, value in node["inputs"].items()
+        if is_link(value)
+    ]
+    return (
+        [source for _, name, source in links if name == "positive"]
+        or [
+            source for kind, name, source in links if "Guider" in kind and _CONDITIONING_INPUT.fullmatch(name)
+        ]
+        or [node_id for node_id, node in graph.items() if any(map(_PROMPT_INPUT.fullmatch, node["inputs"]))]
+    )
+
+
+def _texts_here(_: str, inputs: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The texts that a node holds, and the nodes in front of it that may hold more of the positive prompt."""
+    named = {name: value for name, value in inputs.items() if _TEXT_INPUT.fullmatch(name)}
+    texts = [value for value in named.values() if isinstance(value, str)]
+    links = {name: value[0] for name, value in inputs.items() if is_link(value) and "neg" not in name}
+    likely = [
+        source for name, source in links.items() if name in named or _CONDITIONING_INPUT.fullmatch(name)
+    ]
+    return texts, likely if likely or texts else list(links.values())
+
+
+def _upstream(
+    graph: Mapping[str, Any],
+    start: str,
+    look: Callable[[str, Mapping[str, Any]], tuple[list[_T], list[str]]],
+    seen: set[str],
+) -> Iterator[_T]:
+    """Walk from node to node against the links, depth first; `look` says what is found and where to go on."""
+    waiting = [start]
+    while waiting:
+        node_id = waiting.pop()
+        if node_id in seen:
+            continue
+        seen.add(node_id)
+        found, further = look(node_id, graph[node_id]["inputs"])
+        yield from found
+        waiting.extend(reversed(further))

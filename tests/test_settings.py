@@ -1,0 +1,156 @@
+"""Flags, environment, defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comfyflow.errors import UsageError
+from comfyflow.models import Timeouts
+from comfyflow.settings import (
+    DEFAULT_URL,
+    Settings,
+    normalise_url,
+    request_headers,
+    resolve,
+    server_url,
+    without_credentials,
+)
+
+ALL = {"COMFYFLOW_URL": "http://a:1", "COMFYUI_URL": "http://b:2", "COMFYUI_HOST": "c:3"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "env", "url"),
+    [
+        ("http://flag:9", ALL, "http://flag:9"),
+        (None, ALL, "http://a:1"),
+        (None, {**ALL, "COMFYFLOW_URL": ""}, "http://b:2"),
+        (None, {**ALL, "COMFYFLOW_URL": " ", "COMFYUI_URL": ""}, "http://c:3"),
+        (None, {}, DEFAULT_URL),
+    ],
+)
+def test_the_flag_wins_then_the_variables_in_order(flag: str | None, env: dict[str, str], url: str) -> None:
+    assert server_url(env, flag) == url
+
+
+@pytest.mark.parametrize(
+    ("given_url", "url"),
+    [
+        ("http://127.0.0.1:8188", "http://127.0.0.1:8188"),
+        ("http://127.0.0.1:8188/", "http://127.0.0.1:8188"),
+        ("  https://gpu.example.org/comfy//  ", "https://gpu.example.org/comfy"),
+        ("HTTP://GPU.example.org", "http://gpu.example.org"),
+        ("http://user:pa%20ss@gpu:9/x/y", "http://user:pa%20ss@gpu:9/x/y"),
+        ("gpu", "http://gpu:8188"),
+        ("gpu:9000", "http://gpu:9000"),
+        ("gpu/base", "http://gpu:8188/base"),
+        ("0.0.0.0", "http://127.0.0.1:8188"),
+        ("http://0.0.0.0:8188", "http://127.0.0.1:8188"),
+        ("::", "http://[::1]:8188"),
+        ("fe80::1", "http://[fe80::1]:8188"),
+        ("[::1]", "http://[::1]:8188"),
+        ("[::1]:9", "http://[::1]:9"),
+    ],
+)
+def test_a_url_is_made_of_what_people_write(given_url: str, url: str) -> None:
+    assert normalise_url(given_url) == url
+
+
+@pytest.mark.parametrize(
+    ("given_url", "part"),
+    [
+        ("", "no host"),
+        ("http://", "no host"),
+        ("ftp://gpu", "scheme"),
+        ("ws://gpu", "scheme"),
+        ("http://gpu:0", "port"),
+        ("http://gpu:99999", "port"),
+        ("gpu:port", "port"),
+        ("http://gpu/?x=1", "'?'"),
+        ("http://gpu/#x", "'#'"),
+        ("http://gp u", "spaces"),
+        ("http://gpu\n.example.org", "spaces"),
+        ("http:\\\\gpu", "spaces"),
+        ("http://[::1", "no URL"),
+    ],
+)
+def test_what_is_no_url_is_refused_with_its_source_and_an_example(given_url: str, part: str) -> None:
+    with pytest.raises(UsageError, match=r"^COMFYUI_URL: .*8188") as caught:
+        normalise_url(given_url, source="COMFYUI_URL")
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["ftp://me:secret@gpu", "http://me:secret@gpu:x", "http://me:secret@gpu?x"])
+def test_a_refusal_never_shows_the_password(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        server_url({"COMFYFLOW_URL": url})
+    assert "secret" not in str(caught.value)
+
+
+@given(st.text(max_size=30))
+def test_any_text_becomes_a_stable_url_or_a_usage_error(text: str) -> None:
+    try:
+        url = normalise_url(text)
+    except UsageError:
+        return
+    assert normalise_url(url) == url
+    assert url.startswith(("http://", "https://"))
+
+
+def test_credentials_are_kept_for_the_client_and_hidden_from_people() -> None:
+    settings = resolve({}, server="http://me:secret@gpu:1/base")
+    assert settings.url == "http://me:secret@gpu:1/base"
+    assert settings.shown_url == "http://gpu:1/base"
+    assert "secret" not in repr(settings)
+    assert without_credentials("http://gpu") == "http://gpu"
+
+
+def test_headers_come_from_flags_and_the_api_key_from_the_environment() -> None:
+    env = {"COMFYFLOW_API_KEY": " key "}
+    assert request_headers(env, ["X-Team: a: b", "X-Empty:"]) == {
+        "X-Team": "a: b",
+        "X-Empty": "",
+        "Authorization": "Bearer key",
+    }
+    assert request_headers(env, ["authorization: Basic eA=="]) == {"authorization": "Basic eA=="}
+    assert request_headers({}) == {}
+
+
+@pytest.mark.parametrize("line", ["no colon", ": value", "two words: x", "X: a\r\nY: b", "X: a\0secret"])
+def test_a_line_that_is_no_header_is_refused_without_showing_its_value(line: str) -> None:
+    with pytest.raises(UsageError, match=r"^--header") as caught:
+        request_headers({}, [line])
+    assert "secret" not in str(caught.value)
+
+
+def test_an_api_key_with_a_line_break_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^COMFYFLOW_API_KEY"):
+        request_headers({"COMFYFLOW_API_KEY": "a\nb"})
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    assert resolve({}) == Settings()
+    assert resolve({}).output == Path("comfyflow-output")
+    assert resolve({}).timeouts == Timeouts()
+
+
+def test_the_output_folder_is_the_flag_then_the_variable() -> None:
+    env = {"COMFYFLOW_OUTPUT": "/from/env"}
+    assert resolve(env).output == Path("/from/env")
+    assert resolve(env, output=Path("flag")).output == Path("flag")
+
+
+def test_timeouts_are_taken_from_the_flags() -> None:
+    assert resolve({}, timeout=5, silence=7.5).timeouts == Timeouts(total=5, silence=7.5)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_timeout_is_a_number_above_zero(seconds: float) -> None:
+    with pytest.raises(UsageError, match=r"^--timeout"):
+        resolve({}, timeout=seconds)
+    with pytest.raises(UsageError, match=r"^--silence"):
+        resolve({}, silence=seconds)
