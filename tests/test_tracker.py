@@ -76,7 +76,6 @@ def test_what_the_history_records_overrules_everything_and_is_final() -> None:
 def test_a_look_is_due_when_the_last_frame_has_come_and_a_grace_after_an_announced_end() -> None:
     job = Tracker("j", POLL)
     assert job.due() is None
-    assert not job.announced
     job.feed(FAILED, 10.0)
     assert job.announced
     assert job.due() == 10.0 + GRACE
@@ -159,6 +158,9 @@ def test_the_view_shows_node_step_and_counts() -> None:
     assert job.view() == view
     job.feed(e.NodeStarted("j", "77"), 0.0)
     assert (job.view().node_id, job.view().node_title, job.view().step) == ("77", None, None)
+    job.feed(e.NodeStarted("j", "3.0.1"), 0.0)
+    assert job.view().node_title == "Sampler"  # expanded from it
+    job.feed(e.NodeStarted("j", "77"), 0.0)
     job.feed(e.Progressed("j", "", 1, 2), 0.0)  # names no node: the one that runs
     assert (job.view().node_id, job.view().step) == ("77", 1)
 

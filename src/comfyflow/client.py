@@ -77,6 +77,7 @@ class ComfyClient:
         self._api = Api(self.server, timeouts, session=session, ssl=ssl)
         self._looker = Looker(self._api)
         self._follower: Follower | None = None
+        self._folders: set[Path] = set()  # made, or found, by us
         self._titles: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
 
     async def __aenter__(self) -> Self:
@@ -201,7 +202,7 @@ class ComfyClient:
     async def download_output(self, output: OutputFile, destination: Path | str) -> SavedFile:
         """Bring one file into the folder `destination`, verified. Raises OutputUnavailable, DownloadError,
         ServerError."""
-        return await download.save(self._api, output, await _folder(destination))
+        return await download.save(self._api, output, await self._folder(destination))
 
     async def download_images(self, prompt_id: str, destination_dir: Path | str) -> list[SavedFile]:
         """Wait for the job and bring every file of it, of whatever kind, into a folder.
@@ -209,7 +210,7 @@ class ComfyClient:
         Raises what `wait` and `download_output` raise; files that are complete by then stay.
         """
         result = await self.wait(prompt_id)
-        return await download.save_all(self._api, result.outputs, await _folder(destination_dir))
+        return await download.save_all(self._api, result.outputs, await self._folder(destination_dir))
 
     async def upload_image(
         self,
@@ -309,6 +310,15 @@ class ComfyClient:
         rejected.prompt_id = submission.prompt_id
         raise rejected
 
+    async def _folder(self, path: Path | str) -> Path:
+        """The folder, made when it is first used. Where that cannot be done, saving into it says why."""
+        folder = Path(path)
+        if folder not in self._folders:
+            with suppress(OSError):
+                await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
+                self._folders.add(folder)
+        return folder
+
     async def _ended(self, prompt_id: str, timeout: float | None) -> Tracker:
         budget = self.timeouts.total if timeout is None else timeout
         return await self._following().until_end(prompt_id, budget)
@@ -320,13 +330,6 @@ class ComfyClient:
         if len(self._titles) > TITLE_SETS:
             self._titles.clear()
         return self._titles.setdefault(pairs, dict(pairs))
-
-
-async def _folder(path: Path | str) -> Path:
-    """The folder, made if need be. Where that cannot be done, saving into it says why."""
-    with suppress(OSError):
-        await anyio.Path(path).mkdir(parents=True, exist_ok=True)
-    return Path(path)
 
 
 def _content_name(data: bytes) -> str:

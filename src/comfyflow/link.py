@@ -89,6 +89,7 @@ class Link:
         finally:
             self.tried.set()
             if self._socket is not None:
+                self._socket.transport.abort()  # a cancelled reader does not get to the end of a polite close
                 self._socket = None
                 self._on_live(False)
 

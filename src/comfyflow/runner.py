@@ -76,6 +76,8 @@ class Runner:
         self._limiter: anyio.CapacityLimiter | None = None
 
     async def __aenter__(self) -> Self:
+        with suppress(OSError):  # where that cannot be done, saving into it says why
+            await anyio.Path(self.output_dir).mkdir(parents=True, exist_ok=True)
         self._limiter = anyio.CapacityLimiter(self._downloads)
         return self
 
@@ -233,8 +235,6 @@ class Runner:
     async def _save(self, job: Job, result: JobResult) -> tuple[SavedFile, ...]:
         if result.outputs:
             await self.store.log(JobEvent(job.prompt_id, "download_started", {"files": len(result.outputs)}))
-            with suppress(OSError):  # where that cannot be done, saving into it says why
-                await anyio.Path(self.output_dir).mkdir(parents=True, exist_ok=True)
         try:
             files = await download.save_all(
                 self.client.source,

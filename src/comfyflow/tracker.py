@@ -105,7 +105,9 @@ class Tracker:
 
     def view(self) -> JobView:
         """What is known now."""
-        titled = None if self.node_id is None else self.titles.get(self.node_id)
+        node = self.node_id or ""
+        root = node.partition(".")[0]  # a node that was expanded at run time: "5.0.0.1" came from "5" [27]
+        titled = self.titles.get(node) or self.titles.get(root)
         return JobView(
             self.prompt_id,
             self.state,
