@@ -268,6 +268,9 @@ async def test_redirects_are_followed_for_reading_only_and_not_for_ever(comfyui:
     comfyui.faults.add("GET", "/features", redirect("/features"), times=None)
     with pytest.raises(BadAnswer, match="sends the request on"):
         await real.features()
+    comfyui.faults.add("GET", "/system_stats", redirect("https://login.invalid/"))
+    with pytest.raises(BadAnswer, match="login"):
+        await real.system_stats()
     comfyui.faults.add("POST", "/prompt", redirect("https://elsewhere/prompt"))
     with pytest.raises(BadAnswer, match="https://elsewhere/prompt"):
         await real.prompt({})

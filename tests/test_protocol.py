@@ -129,7 +129,7 @@ def test_progress_counts_steps() -> None:
 
 
 def test_progress_state_counts_nodes_and_names_one_that_runs() -> None:
-    nodes = {
+    nodes: dict[str, dict[str, Any]] = {
         "1": {"state": "finished", "value": 1, "max": 1},
         "2": {"state": "running", "value": 1, "max": 4, "display_node_id": "9"},
         "3": {"state": "pending"},

@@ -26,10 +26,10 @@ def roster(*numbers: float, live: bool = False, now: float = 0.0) -> Roster:
     return made
 
 
-def add(to: Roster, prompt_id: str, number: float, now: float = 0.0) -> Tracker:
+def add(to: Roster, prompt_id: str, number: float, now: float = 0.0, *, counted: bool = True) -> Tracker:
     job = Tracker(prompt_id, POLL)
     to.add(job, now)
-    to.accepted(job, number, now)
+    to.accepted(job, number, now, counted=counted)
     return job
 
 
@@ -64,13 +64,33 @@ def test_when_the_first_has_ended_the_next_is_looked_at_at_once() -> None:
 
 
 def test_priority_decides_who_is_first() -> None:
-    assert roster(5, -3, 7).due(1.0) == "1"
+    jobs = roster(5)
+    add(jobs, "urgent", -3, counted=False)
+    add(jobs, "late", 7)
+    assert jobs.due(1.0) == "urgent"
 
 
 def test_numbers_that_fall_back_tell_of_a_restart_so_older_jobs_come_first() -> None:
     jobs = roster(50)
     add(jobs, "new", 0)
     assert jobs.due(1.0) == "0"
+
+
+def test_answers_out_of_order_tell_nothing_about_a_restart() -> None:
+    jobs, first, second = roster(50), Tracker("first", POLL), Tracker("second", POLL)
+    for job in (first, second):
+        jobs.add(job, 0.0)
+    jobs.accepted(second, 52, 0.0)
+    jobs.accepted(first, 51, 0.0)
+    jobs.drop("0")
+    assert jobs.due(1.0) == "first"
+
+
+def test_a_priority_of_ours_tells_nothing_about_a_restart() -> None:
+    jobs = roster(50)
+    add(jobs, "soon", 2, counted=False)
+    add(jobs, "next", 51)
+    assert jobs.due(1.0) == "soon"
 
 
 def test_looks_become_frequent_again_when_the_job_is_near_or_runs() -> None:

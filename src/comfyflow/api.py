@@ -317,14 +317,15 @@ class Api:
         extra: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         url = self.server.url(route, **(query or {}))
-        answer = await self._request(method, url, json, data, extra or {})
+        files = route == "/view"
+        answer = await self._request(method, url, json=json, data=data, extra=extra or {}, files=files)
         try:
             yield answer
         finally:
             answer.release()
 
     async def _request(
-        self, method: str, url: URL, json: Any, data: Any, extra: Mapping[str, str]
+        self, method: str, url: URL, *, json: Any, data: Any, extra: Mapping[str, str], files: bool
     ) -> aiohttp.ClientResponse:
         for _ in range(MAX_REDIRECTS + 1):
             at_home = url.origin() == self.server.root.origin()
@@ -344,9 +345,11 @@ class Api:
             if answer.status not in (301, 302, 303, 307, 308) or target is None:
                 return answer
             answer.release()
-            if method not in ("GET", "HEAD"):
+            following = url.join(URL(target))
+            # Files may lie elsewhere (a storage service). Anything else that sends us abroad is a login page.
+            if method not in ("GET", "HEAD") or (following.origin() != url.origin() and not files):
                 raise _redirected(method, url, answer.status, target)
-            url = url.join(URL(target))
+            url = following
         raise _redirected(method, url, 310, str(url))
 
     def _abroad(self) -> aiohttp.ClientSession:
@@ -420,7 +423,7 @@ def _redirected(method: str, url: URL, status: int, target: str) -> BadAnswer:
 
 def _rejected(url: URL, error: Mapping[str, Any], node_errors: Mapping[str, Any]) -> WorkflowRejected:
     parts = [str(part) for part in (error.get("message"), error.get("details")) if part]
-    said = ": ".join(parts) or "without a reason"
+    said = ": ".join("; ".join(part.splitlines()) for part in parts) or "without a reason"
     return WorkflowRejected(
         f"the server refused the workflow: {said}",
         method="POST", url=_shown(url), error=error, node_errors=node_errors,

@@ -292,7 +292,7 @@ class ComfyClient:
             follower.forget(tracker.prompt_id)
             tracker = Tracker(submission.prompt_id, self._poll, titles)
             follower.add(tracker)
-        follower.accepted(tracker, submission.number)
+        follower.accepted(tracker, submission.number, counted=not {"front", "number"} & body.keys())
         return submission
 
     async def _take_back(self, submission: Submission) -> None:

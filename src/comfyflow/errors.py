@@ -136,9 +136,8 @@ def error_of(view: JobView, titles: Mapping[str, str] | None = None) -> JobError
     where = _where(failure, titles or {})
     if view.state is JobState.CANCELLED:
         return JobCancelled(f"job {view.prompt_id} was cancelled{where}", view=view)
-    said = (
-        failure.message if failure.exception_type is None else f"{failure.exception_type}: {failure.message}"
-    )
+    said = next(iter(failure.message.splitlines()), "")
+    said = said if failure.exception_type is None else f"{failure.exception_type}: {said}"
     return JobFailed(f"job {view.prompt_id} failed{where}: {said}", view=view, failure=failure)
 
 

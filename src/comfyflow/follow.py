@@ -158,9 +158,9 @@ class Follower:
         self.roster.add(tracker, self.clock())
         self._kick()
 
-    def accepted(self, tracker: Tracker, number: float) -> None:
-        """The server took the job."""
-        self.roster.accepted(tracker, number, self.clock())
+    def accepted(self, tracker: Tracker, number: float, *, counted: bool) -> None:
+        """The server took the job; `counted`: the number is from its own counter, no priority of ours."""
+        self.roster.accepted(tracker, number, self.clock(), counted=counted)
         self._kick()
 
     def learn(self, tracker: Tracker, event: JobEvent) -> None:

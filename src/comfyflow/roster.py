@@ -49,6 +49,7 @@ class Roster:
         if not self._trackers:
             self.moved = now
         self._trackers[tracker.prompt_id] = tracker
+        tracker.floor = self._highest
         self.plan(tracker)
 
     def drop(self, prompt_id: str) -> None:
@@ -57,14 +58,18 @@ class Roster:
         self._looking.discard(prompt_id)
         self._placed.discard(prompt_id)
 
-    def accepted(self, tracker: Tracker, number: float, now: float) -> None:
-        """The server took the job. A number that falls back tells of a restart: what came before is looked at
-        first."""
+    def accepted(self, tracker: Tracker, number: float, now: float, *, counted: bool = True) -> None:
+        """The server took the job. `counted`: the number is from the server's own counter.
+
+        Such a number below one that was known when the request left tells of a restart: older jobs are
+        looked at first then.
+        """
         self.feed(e.Accepted(tracker.prompt_id, number), now)
-        if 0 <= number < self._highest:
+        if counted and number < tracker.floor:
             self._life += 1
-            self._highest = -math.inf
-        self._highest = max(self._highest, number)
+            self._highest = number
+        elif counted:
+            self._highest = max(self._highest, number)
         self._enqueue(tracker)
         if self.live:
             self._deaf_at = min(self._deaf_at, now + self._poll.deaf_after)
