@@ -455,17 +455,19 @@ class _translated:
         ) from error  # fmt: skip
 
 
+_CAUSES: tuple[tuple[type[BaseException], str], ...] = (  # the first that fits
+    (aiohttp.ClientConnectorDNSError, "the name of the host is unknown"),
+    (ConnectionRefusedError, "connection refused"),
+    (TimeoutError, "timed out"),
+    (aiohttp.ServerDisconnectedError, "the connection was cut"),
+    (ConnectionResetError, "the connection was cut"),
+    (aiohttp.ClientPayloadError, "the answer broke off"),
+)
+
+
 def _cause(error: BaseException) -> str:
-    match error:
-        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
-            return f"TLS: {error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error}"
-        case aiohttp.ClientConnectorDNSError():
-            return "the name of the host is unknown"
-        case aiohttp.ClientConnectorError():
-            return "connection refused" if isinstance(error.os_error, ConnectionRefusedError) else str(error)
-        case aiohttp.ConnectionTimeoutError() | aiohttp.SocketTimeoutError() | TimeoutError():
-            return "timed out"
-        case aiohttp.ServerDisconnectedError() | ConnectionResetError():
-            return "the connection was cut"
-        case _:
-            return str(error) or type(error).__name__
+    below = getattr(error, "os_error", error)  # what the system said, under aiohttp's own error
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
+        return f"TLS: {getattr(error, 'certificate_error', below)}"
+    known = (text for kind, text in _CAUSES if isinstance(error, kind) or isinstance(below, kind))
+    return next(known, str(error) or type(error).__name__)

@@ -472,7 +472,8 @@ async def _serve(call: Call, *, host: str, port: int, step_delay: float, profile
 
     if profile not in PROFILES:
         raise UsageError(f"--profile: there is no {profile!r}; there are: {', '.join(PROFILES)}")
-    server = Sim(host=host, port=port, step_delay=step_delay, profile=profile)
+    # It may run for days, so it keeps no record; and it takes the name of any model.
+    server = Sim(host=host, port=port, step_delay=step_delay, profile=profile, any_model=True, record=False)
     try:
         await server.start()
         call.emit([server.url])

@@ -169,7 +169,7 @@ class ComfyClient:
         return tracker.result
 
     async def result(self, prompt_id: str, *, timeout: float | None = None) -> JobResult:
-        """Like `wait`, but gives the result of a job that did not succeed too."""
+        """Like `wait`, at most `timeout` seconds, but gives the result of a job that did not succeed too."""
         tracker = await self._ended(prompt_id, timeout)
         assert tracker.result is not None
         return tracker.result
@@ -200,8 +200,7 @@ class ComfyClient:
     # -- files --
 
     async def download_output(self, output: OutputFile, destination: Path | str) -> SavedFile:
-        """Bring one file into the folder `destination`, verified. Raises OutputUnavailable, DownloadError,
-        ServerError."""
+        """Bring one file into the folder `destination`, verified. Raises OutputUnavailable, DownloadError."""
         return await download.save(self._api, output, await self._folder(destination))
 
     async def download_images(self, prompt_id: str, destination_dir: Path | str) -> list[SavedFile]:

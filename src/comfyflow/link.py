@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ssl as tls
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -78,12 +77,7 @@ class Link:
         try:
             async with self._opener() as socket:
                 self._socket, self.error = socket, None
-                await socket.send(self._hello)
-                self._on_live(True)
-                self.tried.set()
-                with suppress(WebSocketException):
-                    while True:
-                        self._on_frame(await socket.recv())
+                await self._read(socket)
         except (OSError, WebSocketException, TimeoutError) as error:
             self.error = str(error) or type(error).__name__
         finally:
@@ -92,6 +86,13 @@ class Link:
                 self._socket.transport.abort()  # a cancelled reader does not get to the end of a polite close
                 self._socket = None
                 self._on_live(False)
+
+    async def _read(self, socket: ClientConnection) -> None:
+        await socket.send(self._hello)
+        self._on_live(True)
+        self.tried.set()
+        while True:
+            self._on_frame(await socket.recv())
 
     def _opener(self) -> connect:
         options: dict[str, Any] = {} if self._ssl is None else {"ssl": self._ssl}

@@ -25,7 +25,7 @@ import anyio
 
 from . import download
 from .client import ComfyClient
-from .errors import ComfyflowError, DownloadError, JobError, JobTimeout, ServerUnreachable
+from .errors import ComfyflowError, DownloadError, JobError, ServerUnreachable
 from .models import JobFailure, JobResult, JobState, JobView, SavedFile
 from .store import Job, JobEvent, Store
 from .workflow import Workflow
@@ -140,14 +140,11 @@ class Runner:
         try:
             async for workflow in source:
                 running.add(asyncio.create_task(self._outcome(Workflow.load(workflow))))
-                if len(running) >= concurrency:
-                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
-                        yield task.result()
+                for result in await _ended(running, leave=concurrency - 1):
+                    yield result
             while running:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield task.result()
+                for result in await _ended(running, leave=0):
+                    yield result
         finally:
             await _end(running)
 
@@ -215,18 +212,15 @@ class Runner:
             raise
 
     async def _watched(self, job: Job, on_view: OnView, timeout: float | None) -> JobResult:
-        try:
-            with anyio.fail_after(timeout):
-                async with aclosing(self.client.watch(job.prompt_id)) as views:
-                    async for view in views:
-                        on_view(view)
-                        await self._advance(view)
-        except TimeoutError as error:
-            if isinstance(error, JobTimeout):
-                raise
-        return await self.client.wait(
-            job.prompt_id, timeout=0
-        )  # the result, or the error that belongs to the end
+        with anyio.move_on_after(timeout):
+            await self._show(job, on_view)
+        return await self.client.wait(job.prompt_id, timeout=0)  # the result, or the error that belongs here
+
+    async def _show(self, job: Job, on_view: OnView) -> None:
+        async with aclosing(self.client.watch(job.prompt_id)) as views:
+            async for view in views:
+                on_view(view)
+                await self._advance(view)
 
     async def _advance(self, view: JobView) -> None:
         if view.state is JobState.RUNNING:
@@ -265,6 +259,15 @@ async def _iterated(source: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
     else:
         for item in source:
             yield item
+
+
+async def _ended(tasks: set[asyncio.Task[RunResult]], *, leave: int) -> list[RunResult]:
+    """Wait until no more than `leave` tasks are left at work, and take out those that have ended."""
+    if len(tasks) <= leave:
+        return []
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    tasks -= done
+    return [task.result() for task in done]
 
 
 async def _end(tasks: set[asyncio.Task[RunResult]]) -> None:

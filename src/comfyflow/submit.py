@@ -17,11 +17,12 @@ from .api import Api
 from .errors import BadAnswer, ServerError, ServerUnreachable
 from .look import Looker
 from .models import Submission
+from .tracker import ABSENCES
 
 SENDS = 3  # at most
 SETTLE = 1.0  # s between the looks that must both find nothing before a request is sent again
 GIVE_UP = 120.0  # s without a usable answer after an ambiguous request
-RETRY_CEILING = 5.0  # s between looks at a server that does not answer
+RETRY_FIRST, RETRY_CEILING = 0.05, 5.0  # s between looks at a server that does not answer
 
 
 async def send_once(api: Api, looker: Looker, body: Mapping[str, Any]) -> Submission:
@@ -67,26 +68,37 @@ async def _may_send_again(api: Api, error: ServerError) -> bool:
 
 async def _search(looker: Looker, prompt_id: str, error: ServerError) -> float | None:
     """The number of the job if the server has it, None if it has answered twice that it has not."""
-    absences, wait = 0, 0.05
     try:
         with anyio.fail_after(GIVE_UP):
-            while absences < 2:
-                try:
-                    event = await looker.look(prompt_id)
-                except ServerError:
-                    absences, wait = 0, min(wait * 2, RETRY_CEILING)
-                else:
-                    if not isinstance(event, e.Absent):
-                        return _number(event)
-                    absences, wait = absences + 1, SETTLE
-                if absences < 2:
-                    await anyio.sleep(wait)
+            return await _found(looker, prompt_id)
     except TimeoutError:
         raise ServerUnreachable(
             f"{error}; whether it took the job is not known: ask with `comfyflow status {prompt_id}`",
             method=error.method, url=error.url, sent=True,
         ) from error  # fmt: skip
-    return None
+
+
+async def _found(looker: Looker, prompt_id: str) -> float | None:
+    absences, wait = 0, RETRY_FIRST
+    while True:
+        event = await _looked(looker, prompt_id)
+        if event is None:
+            absences, wait = 0, min(wait * 2, RETRY_CEILING)
+        elif not isinstance(event, e.Absent):
+            return _number(event)
+        else:
+            absences, wait = absences + 1, SETTLE
+        if absences == ABSENCES:
+            return None
+        await anyio.sleep(wait)
+
+
+async def _looked(looker: Looker, prompt_id: str) -> e.JobEvent | None:
+    """None when the server does not answer as it should."""
+    try:
+        return await looker.look(prompt_id)
+    except ServerError:
+        return None
 
 
 def _number(event: e.JobEvent) -> float:
