@@ -1,13 +1,13 @@
 """A 1 GiB file: how fast comfyflow saves it beside plain aiohttp-to-disk, and what memory that takes.
 
 comfyflow hashes the file, walks its structure and flushes it to the disk before it gets its name. So there
-are two floors: one that leaves the bytes in the page cache, as any script does, one that hashes and flushes.
+are two floors: one that leaves the bytes in the page cache, as any script does, and one that brings them to
+the disk. The first may be faster than the disk itself; the target is held against it all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import statistics
@@ -25,7 +25,7 @@ from harness import HERE, MIB, Row, child, forget_peak, memory, server, show
 
 from comfyflow import ComfyClient, OutputFile
 
-SIZE, ROUNDS, SPEED, PEAK = 2**30, 5, 0.8, 60
+SIZE, ROUNDS, SPEED, PEAK = 2**30, 6, 0.8, 60
 CHUNK = 2**18  # bytes that the floor reads at once, as comfyflow does
 
 
@@ -69,17 +69,16 @@ async def plain(url: str, name: str, folder: Path) -> None:
                 file.write(chunk)
 
 
-async def careful(url: str, name: str, folder: Path) -> None:
-    """The same with a hash and fsync, one after the other."""
-    digest = hashlib.sha256()
+async def flushed(url: str, name: str, folder: Path) -> None:
+    """The same, and the bytes are on the disk when it returns."""
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"{url}/view", params={"filename": name}) as answer,
     ):
         with (folder / name).open("wb") as file:
             async for chunk in answer.content.iter_chunked(CHUNK):
-                digest.update(chunk)
                 file.write(chunk)
+            file.flush()
             os.fsync(file.fileno())
 
 
@@ -89,7 +88,7 @@ async def comfyflow(url: str, name: str, folder: Path) -> None:
         await client.download_output(OutputFile("1", name), folder)
 
 
-WAYS = {"plain": plain, "sha256 + fsync": careful, "comfyflow": comfyflow}
+WAYS = {"plain": plain, "plain + fsync": flushed, "comfyflow": comfyflow}
 
 
 async def measure(way: str, url: str, name: str, folder: Path) -> dict[str, float]:
@@ -109,19 +108,19 @@ def one(way: str, url: str, name: str, folder: Path) -> dict[str, Any]:
 
 
 def rows(url: str, name: str, folder: Path) -> list[Row]:
-    """The three ways, one after the other in each round."""
-    rounds = [{way: one(way, url, name, folder) for way in WAYS} for _ in range(ROUNDS)]
+    """Each way several times in a row, the first time unseen: a disk has to get used to what is asked of it.
+
+    Measured: after a way that leaves its bytes in memory, the next one that flushes is half as fast, once.
+    """
+    turns = {way: [one(way, url, name, folder) for _ in range(ROUNDS + 1)][1:] for way in WAYS}
+    seconds = {way: statistics.median(turn["seconds"] for turn in found) for way, found in turns.items()}
     table = []
-    for way in WAYS:
-        speed = SIZE / MIB / statistics.median(turn[way]["seconds"] for turn in rounds)
-        ratios = [
-            statistics.median(turn[floor]["seconds"] / turn[way]["seconds"] for turn in rounds)
-            for floor in list(WAYS)[:2]
-        ]
-        peak = max(turn[way]["peak"] for turn in rounds) / MIB
+    for way, found in turns.items():
+        ratios = [seconds[floor] / seconds[way] for floor in list(WAYS)[:2]]
+        peak = max(turn["peak"] for turn in found) / MIB
         good = ratios[0] >= SPEED and peak < PEAK if way == "comfyflow" else None
         target = f">= {SPEED} of plain, < {PEAK} MiB" if way == "comfyflow" else ""
-        figures = [f"{speed:.0f}", *(f"{ratio:.2f}" for ratio in ratios), f"{peak:.0f}"]
+        figures = [f"{SIZE / MIB / seconds[way]:.0f}", *(f"{ratio:.2f}" for ratio in ratios), f"{peak:.0f}"]
         table.append(Row(f"{name} {way}", figures, target, good))
     return table
 
@@ -137,7 +136,7 @@ def main() -> None:
                 write(folder / file, parts())
                 table += rows(url, file, folder)
                 (folder / file).unlink()
-    columns = ["MiB/s", "of plain", "of sha256 + fsync", "peak above idle, MiB"]
+    columns = ["MiB/s", "of plain", "of plain + fsync", "peak above idle, MiB"]
     show(f"{SIZE // MIB} MiB download, median of {ROUNDS} rounds", columns, table)
 
 

@@ -1,0 +1,375 @@
+"""The disk's side of a download: a hidden file that is hashed and looked into while it grows, then published
+whole.
+
+Everything that blocks runs in worker threads. A file of more than a block gets one thread for its whole way,
+fed through `Blocks`: a thread for each block costs a third of the speed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import functools
+import hashlib
+import os
+import queue
+import shutil
+import stat
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+from anyio.to_thread import run_sync
+
+from .errors import DownloadError
+from .media import Damaged, Inspector, MediaInfo
+from .models import OutputFile, SavedFile
+from .names import numbered, safe_name
+
+BLOCK_SIZE = 1 << 20  # bytes that go to the disk at once
+BLOCKS = 3  # that may wait for the disk; the reader of the socket waits then
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+DISK_RESERVE = 64 << 20  # bytes that stay free when nobody knows how long the file will be
+FLUSH_EVERY = 8 << 20  # bytes after which the system is asked to write to the disk: fsync finds little to do
+MAX_NUMBER = 9999
+_NO_LINKS = frozenset(
+    {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+)
+_READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+T = TypeVar("T")
+
+
+class Blocks:
+    """Blocks of bytes on their way from the event loop to the one thread that writes them."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._room = asyncio.Event()
+        self._waiting, self._left = 0, False
+
+    async def put(self, block: list[bytes]) -> None:
+        """Hand a block over, and wait until there is room for another one, or nobody takes them any more."""
+        self._queue.put(block)
+        self._waiting += 1
+        if self._waiting >= BLOCKS and not self._left:
+            self._room.clear()
+            await self._room.wait()
+
+    def end(self) -> None:
+        """No more blocks will come."""
+        self._queue.put(None)
+
+    def taken(self) -> Iterator[list[bytes]]:
+        """The blocks, for the thread. Whoever stops iterating, for whatever reason, frees the other side."""
+        try:
+            while (block := self._queue.get()) is not None:
+                yield block
+                self._tell(self._make_room)
+        finally:
+            self._tell(self._leave)
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(call)
+
+    def _make_room(self) -> None:
+        self._waiting -= 1
+        self._room.set()
+
+    def _leave(self) -> None:
+        self._left = True
+        self._room.set()
+
+
+class _Abandoned(Exception):
+    """Nobody waits for this thread any more. Nobody sees this error either."""
+
+
+class Part:
+    """A hidden file in the folder where it will be published.
+
+    `on_disk` runs the methods of the lower half in a worker thread. A lock keeps them apart: a native
+    cancellation (asyncio's own) leaves a thread running, and what comes after it must wait for that thread.
+    """
+
+    def __init__(self, destination: Path, output: OutputFile) -> None:
+        self.output = output
+        self.folder = Path(os.path.abspath(destination))
+        self.size = 0
+        self._name = safe_name(output.filename)
+        self._path = self.folder / f".comfyflow-{uuid.uuid4().hex}.part"
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        self._over = False
+        self._forget()
+
+    def error(self, reason: str) -> DownloadError:
+        """A DownloadError about this file."""
+        return DownloadError(reason, output=self.output, destination=self.folder)
+
+    async def on_disk(self, call: Callable[..., T], *args: object) -> T:
+        """Run a method of the lower half in a thread. Raises DownloadError for what the system refuses."""
+        try:
+            return await run_sync(self._locked, call, args, abandon_on_cancel=True)
+        except OSError as error:
+            raise self.error(_told(error, self.folder)) from error
+
+    async def leave(self) -> None:
+        """Remove the file unless it was published, also when cancelled."""
+        if not self._over:
+            self._over = True  # a thread that is still at work stops at its next block
+            with anyio.CancelScope(shield=True):
+                await run_sync(self._locked, self._discard, ())
+
+    def _locked(self, call: Callable[..., T], args: tuple[object, ...]) -> T:
+        with self._lock:
+            return call(*args)
+
+    # -- in a worker thread --
+
+    def write(self, chunks: list[bytes]) -> None:
+        """Look at the next bytes and write them; the list is emptied. Raises Damaged, OSError."""
+        data = b"".join(chunks)  # few big steps: after each of them a thread waits for the interpreter's lock
+        chunks.clear()
+        if data:
+            self._look_at(data)
+            _write_all(self._open(), data)
+            self._flush()
+
+    def drain(self, blocks: Blocks) -> None:
+        """Write all that comes. Raises Damaged, OSError."""
+        for block in blocks.taken():
+            self.write(block)
+
+    def finish(self, rest: list[bytes]) -> SavedFile:
+        """Write the `rest`, verify, make it durable, publish. Raises Damaged, OSError."""
+        self.write(rest)
+        return self._publish(self._inspector.finish())
+
+    def take(self, source_folder: Path, expected_size: int | None) -> SavedFile | None:
+        """Make this a link to, or a copy of, the file in ComfyUI's own folder; None when it is not there or has
+        not `expected_size` bytes. Raises Damaged, OSError."""
+        found = _inside(source_folder, self.output)
+        if found is None:
+            return None
+        if self._link_from(found):
+            self._file = os.open(self._path, _READ)
+            for chunk in _blocks(self._file):
+                self._look_at(chunk)
+        else:
+            for chunk in _blocks_of(found):
+                self.write([chunk])
+        if expected_size not in {None, self.size}:
+            return None
+        return self._publish(self._inspector.finish())
+
+    def restart(self) -> None:
+        """Forget everything that was written."""
+        self._forget()
+        if self._file is not None:
+            os.lseek(self._file, 0, os.SEEK_SET)
+            os.ftruncate(self._file, 0)
+
+    def make_room(self, size: int) -> None:
+        """Raise OSError now when the disk cannot take a file of `size` bytes."""
+        if shutil.disk_usage(self.folder).free < size - self.size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _forget(self) -> None:
+        self.size = self._flushed = 0
+        self._sha256 = hashlib.sha256()
+        self._inspector = Inspector(self._name)
+
+    def _look_at(self, chunk: bytes) -> None:
+        if self._over:
+            raise _Abandoned
+        self._inspector.feed(chunk)
+        self._sha256.update(chunk)
+        self.size += len(chunk)
+
+    def _open(self) -> int:
+        if self._file is None:
+            self._file = os.open(self._path, _CREATE, 0o666)
+        return self._file
+
+    def _flush(self) -> None:
+        """Let the system write early what fsync would wait for at the end; notice a disk that fills up."""
+        fresh = self.size - self._flushed
+        if self._file is None or fresh < FLUSH_EVERY:
+            return
+        _start_writing(self._file, self._flushed, fresh)
+        self._flushed = self.size
+        if shutil.disk_usage(self.folder).free < DISK_RESERVE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _link_from(self, found: Path) -> bool:
+        try:
+            os.link(found, self._path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return False
+        return True
+
+    def _publish(self, info: MediaInfo) -> SavedFile:
+        os.fsync(self._open())
+        self._close()
+        final = next((path for path in self._choices() if self._becomes(path)), None)
+        if final is None:
+            raise FileExistsError(errno.EEXIST, "there are too many files of this name")
+        _sync_folder(self.folder)
+        self._over = True
+        return SavedFile(
+            self.output, final, self.size, self._sha256.hexdigest(),
+            info.media_type, info.width, info.height, info.duration,
+        )  # fmt: skip
+
+    def _choices(self) -> Iterable[Path]:
+        yield self.folder / self._name
+        for number in range(1, MAX_NUMBER + 1):
+            yield self.folder / numbered(self._name, number)
+
+    def _becomes(self, final: Path) -> bool:
+        """Publish under this name if it is free or holds the same content. Never replaces anything."""
+        try:
+            os.link(self._path, final)
+        except FileExistsError:
+            if not self._is_same(final):
+                return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return self._moves(final)
+        os.unlink(self._path)
+        return True
+
+    def _moves(self, final: Path) -> bool:
+        """Without hard links (exFAT, some network drives): take the name first, then move onto it."""
+        try:
+            os.close(os.open(final, _CREATE, 0o666))
+        except FileExistsError:
+            if not self._is_same(final):
+                return False
+            os.unlink(self._path)
+            return True
+        os.replace(self._path, final)
+        return True
+
+    def _is_same(self, path: Path) -> bool:
+        try:
+            file = os.open(path, _READ)
+        except OSError:  # a link, a file that may not be read, one that has just gone
+            return False
+        try:
+            status = os.fstat(file)
+            return (
+                stat.S_ISREG(status.st_mode)
+                and status.st_size == self.size
+                and _sha256(file) == self._sha256.hexdigest()
+            )
+        finally:
+            os.close(file)
+
+    def _discard(self) -> None:
+        self._close()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(self._path)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _start_writing(file: int, offset: int, size: int) -> None:
+    """Let Linux bring these bytes to the disk while more come in, and do not wait for it. Only a hint.
+
+    fsync alone would do it all at the end, and posix_fadvise throws the pages out of the cache as well
+    (measured: a GiB then takes a third longer).
+    """
+    call = _sync_file_range()
+    if call is not None:
+        call(file, offset, size, _SYNC_FILE_RANGE_WRITE)
+
+
+@functools.cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    found = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return found
+
+
+def _write_all(file: int, data: bytes) -> None:
+    written = os.write(file, data)
+    while written < len(data):  # the disk is full (then the next write says so), or a signal came
+        written += os.write(file, memoryview(data)[written:])
+
+
+def _blocks(file: int) -> Iterator[bytes]:
+    while chunk := os.read(file, BLOCK_SIZE):
+        yield chunk
+
+
+def _blocks_of(path: Path) -> Iterator[bytes]:
+    try:
+        with open(path, "rb", buffering=0) as source:
+            yield from _blocks(source.fileno())
+    except OSError as error:  # not ours to report: the server still has the file
+        raise Damaged(f"it cannot be read ({error.strerror})") from error
+
+
+def _sha256(file: int) -> str:
+    digest = hashlib.sha256()
+    for chunk in _blocks(file):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _inside(folder: Path, output: OutputFile) -> Path | None:
+    """The file in ComfyUI's folder, links resolved, if it is one and lies there."""
+    try:
+        base = folder.resolve(strict=True)
+        path = (base / output.subfolder / output.filename).resolve(strict=True)
+        return path if path.is_relative_to(base) and path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # not there; a NUL in the name; links in a circle
+        return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself durable. Windows and some network drives cannot do that for a folder."""
+    with suppress(OSError):
+        file = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+_REASONS = {
+    errno.ENOSPC: "the disk of {} is full",
+    errno.EDQUOT: "your quota on the disk of {} is used up",
+    errno.ENOENT: "the folder {} does not exist, create it first",
+    errno.ENOTDIR: "{} is not a folder",
+    errno.EACCES: "you may not write into the folder {}",
+    errno.EPERM: "you may not write into the folder {}",
+    errno.EROFS: "the disk of {} is read-only",
+    errno.EFBIG: "the disk of {} cannot hold a file of this size",
+    errno.EIO: "the disk of {} has a fault",
+    errno.EEXIST: "the folder {} has too many files of this name",
+}
+
+
+def _told(error: OSError, folder: Path) -> str:
+    """What the system refused, as half a sentence."""
+    reason = _REASONS.get(error.errno or 0, "the folder {} cannot take it ({})")
+    return reason.format(folder, error.strerror or error)
