@@ -156,8 +156,10 @@ class Part:
         return self._publish(self._inspector.finish())
 
     def take(self, source_folder: Path, expected_size: int | None) -> SavedFile | None:
-        """Make this a link to, or a copy of, the file in ComfyUI's own folder; None when it is not there or has
-        not `expected_size` bytes. Raises Damaged, OSError."""
+        """Make this a link to, or a copy of, the file in ComfyUI's own folder. Raises Damaged, OSError.
+
+        None when there is no such file, or when it has not `expected_size` bytes.
+        """
         found = _inside(source_folder, self.output)
         if found is None:
             return None
