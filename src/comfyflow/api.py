@@ -30,7 +30,6 @@ T = TypeVar("T")
 MAX_ANSWER_SIZE = (
     256 * 2**20
 )  # bytes of one JSON answer; a queue of 200 large workflows was measured at 11 MB
-READ_SIZE = 2**20  # bytes that aiohttp reads ahead: fewer stops on the way to a fast disk
 MAX_REDIRECTS = 5
 
 
@@ -140,7 +139,6 @@ class Api:
             connector=aiohttp.TCPConnector(limit=0, ssl=self._ssl),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=self._timeout,
-            read_bufsize=READ_SIZE,
         )
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import queue
 import shutil
@@ -45,6 +46,9 @@ _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 T = TypeVar("T")
+
+# What makes the name of a part its own, without asking the system for random bytes each time.
+_RUN, _parts = uuid.uuid4().hex[:12], itertools.count(1)
 
 
 class Blocks:
@@ -106,7 +110,7 @@ class Part:
         self.folder = Path(os.path.abspath(destination))
         self.size = 0
         self._name = safe_name(output.filename)
-        self._path = self.folder / f".comfyflow-{uuid.uuid4().hex}.part"
+        self._path = self.folder / f".comfyflow-{os.getpid()}-{_RUN}-{next(_parts)}.part"
         self._lock = threading.Lock()
         self._file: int | None = None
         self._over = False
