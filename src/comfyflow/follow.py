@@ -18,7 +18,7 @@ import anyio
 
 from . import protocol
 from .errors import JobTimeout, ServerError, ServerUnreachable
-from .events import JobEvent, Status
+from .events import JobEvent, Started, Status
 from .link import Link
 from .look import Looker
 from .models import JobView, PollSchedule, Timeouts
@@ -82,7 +82,7 @@ class Follower:
         """One frame. Called by the reader, so it must be quick and must not raise."""
         now = self.clock()
         self.roster.frame()
-        if not isinstance(frame, str) and not self._previews:
+        if self._nobody_watches(frame):
             self.roster.working(now)
             return
         event = protocol.parse_frame(frame)
@@ -91,6 +91,14 @@ class Follower:
             self._changed(tracker)
         elif isinstance(event, Status):
             self._count(event.queue_remaining)
+        if isinstance(event, Started):  # a later job that starts may show that an earlier one has ended
+            self._kick()
+
+    def _nobody_watches(self, frame: str | bytes) -> bool:
+        """Half of all frames tell of progress and pictures: not worth a look while all wait for ends only."""
+        if isinstance(frame, str):
+            return not self._views and frame.startswith(protocol.PROGRESS)
+        return not self._previews
 
     def on_live(self, live: bool) -> None:
         """The socket opened or was lost."""
@@ -258,7 +266,8 @@ class Follower:
                 woken.set()
         for woken in self._views.get(prompt_id, ()):
             woken.set()
-        self._kick()
+        if tracker.result is not None or tracker.due() is not None:
+            self._kick()
 
     def _kick(self) -> None:
         """Wake the looker if it sleeps longer than it now should."""

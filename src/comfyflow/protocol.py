@@ -43,6 +43,9 @@ MODEL_KEYS = frozenset({"result", "model_file"})  # Preview3D, now and in its fi
 MAX_FOUND = 100_000  # files and texts of one job
 
 
+PROGRESS = '{"type": "progress'  # how json.dumps begins "progress" and "progress_state"
+
+
 class Malformed(ValueError):
     """An answer that does not have ComfyUI's shape."""
 
