@@ -177,7 +177,7 @@ async def test_small_answers(api: Api) -> None:
         answers.get(BASE + "/history?max_items=2", payload={"a": {}})
         assert await api.remaining() == 3
         assert await api.features() == {"assets": True}
-        assert await api.histories(2) == {"a": {}}
+        assert await api.histories(max_items=2) == {"a": {}}
         with pytest.raises(BadAnswer):
             await api.system_stats()
 

@@ -237,14 +237,14 @@ async def test_a_restart_loses_what_was_in_the_queue(client: ComfyClient, comfyu
 
 
 async def test_a_dead_worker_is_noticed_by_its_silence(comfyui: Sim) -> None:
-    async with ComfyClient(comfyui.url, poll=QUICK, timeouts=Timeouts(silence=0.6)) as client:
+    async with ComfyClient(comfyui.url, poll=QUICK, timeout=Timeouts(silence=0.6)) as client:
         prompt_id = await client.submit_workflow(alone("SimDie"))
         with pytest.raises(JobTimeout, match="worker has died"):
             await client.wait(prompt_id)
 
 
 async def test_a_dead_server_is_noticed_by_its_silence(comfyui: Sim) -> None:
-    async with ComfyClient(comfyui.url, poll=QUICK, timeouts=Timeouts(silence=0.6)) as client:
+    async with ComfyClient(comfyui.url, poll=QUICK, timeout=Timeouts(silence=0.6)) as client:
         await comfyui.hold()
         prompt_id = await client.submit_workflow(image())
         await comfyui.kill()
@@ -442,6 +442,7 @@ async def test_what_the_server_has(client: ComfyClient, comfyui: Sim) -> None:
     await comfyui.release()
     await client.wait(prompt_id)
     assert list(await client.history(max_items=1)) == [prompt_id]
+    assert list(await client.history(prompt_id)) == [prompt_id]
 
 
 async def test_front_number_and_extra_data_reach_the_server(client: ComfyClient, comfyui: Sim) -> None:

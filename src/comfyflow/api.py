@@ -176,10 +176,10 @@ class Api:
         found = await self._get(f"/history/{_quoted(prompt_id)}")
         return self._read("GET", *found, lambda body: protocol.parse_history(body, prompt_id))
 
-    async def histories(self, max_items: int | None = None) -> Any:
-        """GET /history: every entry as ComfyUI writes it, the newest `max_items` (55 MB per 1000 large
-        workflows)."""
-        return await self._json("/history", **({} if max_items is None else {"max_items": str(max_items)}))
+    async def histories(self, prompt_id: str | None = None, max_items: int | None = None) -> Any:
+        """GET /history[/{id}]: entries as ComfyUI writes them (55 MB per 1000 large workflows)."""
+        route = "/history" + ("" if prompt_id is None else f"/{_quoted(prompt_id)}")
+        return await self._json(route, **({} if max_items is None else {"max_items": str(max_items)}))
 
     async def job(self, prompt_id: str) -> JobLook:
         """GET /api/jobs/{id} (since 0.6)."""

@@ -456,7 +456,7 @@ async def _health(client: ComfyClient, url: str) -> dict[str, Any]:
 def _client(settings: Settings, url: str, *, websocket: bool) -> ComfyClient:
     from .client import ComfyClient
 
-    return ComfyClient(url, websocket=websocket, timeouts=settings.timeouts, headers=settings.headers)
+    return ComfyClient(url, websocket=websocket, timeout=settings.timeouts, headers=settings.headers)
 
 
 @asynccontextmanager

@@ -49,8 +49,10 @@ class ComfyClient:
 
     `url` may carry a base path, a trailing `/api`, and `user:password@`. `headers` and `api_key` (sent as a
     bearer token) go with every request and with the socket, and to no other origin. `session` is used, not
-    closed. With `websocket=False` jobs are followed by looks alone. `previews` keeps the pictures that the
-    server sends while a job runs. All times in seconds.
+    closed. With `websocket=False` jobs are followed by looks alone. `timeout` holds the budgets and `poll` says
+    when to look, in seconds. `previews` keeps the pictures that the server sends while a job runs.
+
+    Raises UsageError when `url` is no address.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class ComfyClient:
         *,
         client_id: str | None = None,
         websocket: bool = True,
-        timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+        timeout: Timeouts = Timeouts(),  # noqa: B008 - frozen
         poll: PollSchedule = PollSchedule(),  # noqa: B008 - frozen
         headers: Mapping[str, str] | None = None,
         api_key: str | None = None,
@@ -72,9 +74,9 @@ class ComfyClient:
         except ValueError as error:
             raise UsageError(str(error)) from error
         self.client_id = client_id or uuid4().hex
-        self.timeouts = timeouts
+        self.timeout = timeout
         self._websocket, self._poll, self._ssl, self._previews = websocket, poll, ssl, previews
-        self._api = Api(self.server, timeouts, session=session, ssl=ssl)
+        self._api = Api(self.server, timeout, session=session, ssl=ssl)
         self._looker = Looker(self._api)
         self._follower: Follower | None = None
         self._folders: set[Path] = set()  # made, or found, by us
@@ -82,7 +84,7 @@ class ComfyClient:
 
     async def __aenter__(self) -> Self:
         link = self._link if self._websocket else None
-        self._follower = Follower(self._looker, link, self._poll, self.timeouts, previews=self._previews)
+        self._follower = Follower(self._looker, link, self._poll, self.timeout, previews=self._previews)
         self._follower.start()
         return self
 
@@ -150,14 +152,14 @@ class ComfyClient:
         """The latest view of a job at each change, the last one with its `result`. Ends need not be success.
 
         Works for any job of this server, whoever sent it. Raises JobTimeout or ServerUnreachable after
-        `timeouts.silence` seconds in which nothing moved. Leaving the loop leaves the job running.
+        `Timeouts.silence` seconds in which nothing moved. Leaving the loop leaves the job running.
         """
         async with aclosing(self._following().views(prompt_id)) as views:
             async for view in views:
                 yield view
 
     async def wait(self, prompt_id: str, *, timeout: float | None = None) -> JobResult:
-        """Wait for a job's success, at most `timeout` seconds (`timeouts.total` if None).
+        """Wait for a job's success, at most `timeout` seconds (`Timeouts.total` if None).
 
         Raises JobFailed, JobCancelled, JobLost, JobTimeout, or ServerUnreachable after a long silence.
         Neither a timeout nor a cancellation ends the job itself.
@@ -239,10 +241,12 @@ class ComfyClient:
         """Everybody's jobs on the server, in the order in which they will run. Raises ServerError."""
         return await self._api.queue()
 
-    async def history(self, *, max_items: int | None = None) -> dict[str, Any]:
-        """The newest entries of the server's history, as ComfyUI writes them. Large: 55 kB per 100-node
-        job."""
-        found = await self._api.histories(max_items)
+    async def history(self, prompt_id: str | None = None, *, max_items: int | None = None) -> dict[str, Any]:
+        """History entries by prompt id, as ComfyUI writes them: of one job, the newest `max_items`, or all.
+
+        Empty for a job that has not ended. Large: 55 kB for a job of 100 nodes. Raises ServerError.
+        """
+        found = await self._api.histories(prompt_id, max_items)
         return found if isinstance(found, dict) else {}
 
     async def system_stats(self) -> dict[str, Any]:
@@ -273,7 +277,7 @@ class ComfyClient:
             hello=protocol.feature_flags(),
             on_frame=follower.on_frame,
             on_live=follower.on_live,
-            connect_timeout=self.timeouts.connect,
+            connect_timeout=self.timeout.connect,
             ssl=self._ssl,
         )
 
@@ -297,7 +301,7 @@ class ComfyClient:
     async def _take_back(self, submission: Submission) -> None:
         """The server would run a part of the workflow only: end that, and say what it would not run."""
         outcome = f"but job {submission.prompt_id} could not be taken back"
-        with anyio.CancelScope(shield=True), anyio.move_on_after(self.timeouts.answer), suppress(ServerError):
+        with anyio.CancelScope(shield=True), anyio.move_on_after(self.timeout.answer), suppress(ServerError):
             await ask_to_end(self._api, submission.prompt_id)
             outcome = "so it was taken back"
         self._following().forget(submission.prompt_id)
@@ -319,7 +323,7 @@ class ComfyClient:
         return folder
 
     async def _ended(self, prompt_id: str, timeout: float | None) -> Tracker:
-        budget = self.timeouts.total if timeout is None else timeout
+        budget = self.timeout.total if timeout is None else timeout
         return await self._following().until_end(prompt_id, budget)
 
     def _shared_titles(self, graph: Workflow) -> Mapping[str, str]:
