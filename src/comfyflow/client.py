@@ -49,8 +49,8 @@ class ComfyClient:
 
     `url` may carry a base path, a trailing `/api`, and `user:password@`. `headers` and `api_key` (sent as a
     bearer token) go with every request and with the socket, and to no other origin. `session` is used, not
-    closed. With `websocket=False` jobs are followed by looks alone. `timeout` holds the budgets and `poll` says
-    when to look, in seconds. `previews` keeps the pictures that the server sends while a job runs.
+    closed. With `websocket=False` jobs are followed by looks alone. `timeout` holds the budgets and `poll`
+    says when to look, in seconds. `previews` keeps the pictures that the server sends while a job runs.
 
     Raises UsageError when `url` is no address.
     """
