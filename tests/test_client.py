@@ -6,7 +6,7 @@ import asyncio
 import ssl
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from graphs import alone, image, partly_valid, steps
 from comfyflow import (
     BadAnswer,
     ComfyClient,
+    DownloadError,
     JobCancelled,
     JobFailed,
     JobLost,
@@ -480,3 +481,51 @@ async def test_a_client_of_a_closed_loop_says_so(comfyui: Sim) -> None:
     with pytest.raises(RuntimeError, match="closed"):
         with anyio.fail_after(5):
             await waiting
+
+
+async def test_cancelling_a_job_of_somebody_else_asks_once_a_second(comfyui: Sim) -> None:
+    async with (
+        ComfyClient(comfyui.url) as owner,
+        ComfyClient(comfyui.url, websocket=False, poll=QUICK) as other,
+    ):
+        await comfyui.hold()
+        job = await owner.submit_workflow(image())
+        await comfyui.wait_running(job)
+        with pytest.raises(JobTimeout):
+            await other.cancel(job, timeout=0.3)
+        assert sum(path.endswith("/cancel") for _, path in comfyui.requests) == 1
+        with pytest.raises(JobTimeout):
+            await other.cancel(job, timeout=0)
+
+
+async def test_who_waits_before_the_job_is_sent_gets_its_end(client: ComfyClient) -> None:
+    job = str(uuid.uuid4())
+    waiting = asyncio.create_task(client.wait(job))
+    await asyncio.sleep(0)
+    await client.submit_workflow(image(), prompt_id=job)
+    assert (await waiting).state is JobState.SUCCEEDED
+
+
+async def test_a_look_tells_the_place_and_remembers_an_end(client: ComfyClient, comfyui: Sim) -> None:
+    await comfyui.hold()
+    first, second = await client.submit_workflow(image()), await client.submit_workflow(image())
+    await comfyui.wait_running(first)
+    assert (await client.poll_status(second)).queue_position == 1
+    await client.cancel(second)
+    assert (await client.poll_status(second)).state is JobState.CANCELLED
+
+
+async def test_a_folder_that_has_gone_is_made_again(client: ComfyClient, tmp_path: Path) -> None:
+    for _ in range(2):
+        (file,) = await client.download_images(await client.submit_workflow(image()), tmp_path / "new")
+        file.path.unlink()
+        file.path.parent.rmdir()
+        with suppress(DownloadError):
+            await client.download_images(await client.submit_workflow(image()), tmp_path / "new")
+
+
+async def test_a_client_can_be_entered_again(comfyui: Sim) -> None:
+    client = ComfyClient(comfyui.url)
+    for _ in range(2):
+        async with client:
+            await client.wait(await client.submit_workflow(image()))

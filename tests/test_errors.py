@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from comfyflow import errors
@@ -93,3 +95,17 @@ def test_a_failed_job_tells_node_and_traceback() -> None:
         "bad\nworse",
         ("line",),
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.WorkflowInvalid("is empty", path="a.json"),
+        errors.ServerUnreachable("no", method="GET", url="u", sent=True),
+        errors.JobTimeout("late", view=view(JobState.RUNNING)),
+        errors.OutputUnavailable("it is gone", output=OutputFile("1", "a.png")),
+    ],
+)
+def test_errors_cross_the_border_of_a_process(error: errors.ComfyflowError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))

@@ -268,6 +268,20 @@ def test_no_shape_of_a_known_message_raises(kind: str, data: Any) -> None:
     assert isinstance(p.parse_frame(json.dumps({"type": kind, "data": data})), e.Event)
 
 
+@pytest.mark.parametrize(
+    ("body", "unknown"),
+    [
+        (b'{"error": "Job not found"}', True),
+        (b'{"detail": "Not Found"}', False),
+        (b"[]", False),
+        (b"<html>", False),
+        (b"", False),
+    ],
+)
+def test_only_comfyui_itself_says_that_a_job_is_unknown(body: bytes, unknown: bool) -> None:
+    assert p.is_unknown_job(body) is unknown
+
+
 # --- answers ----------------------------------------------------------------------------------------------
 
 

@@ -257,6 +257,57 @@ def test_the_silence_begins_with_the_first_job() -> None:
     assert jobs.moved == 100.0
 
 
+def test_a_server_that_talks_of_others_only_is_looked_at_all_the_same() -> None:
+    jobs = roster(0, live=True)
+    jobs.frame()
+    for second in range(60):
+        jobs.feed(e.Status(2), float(second))
+        jobs.working(float(second), '{"prompt_id": "foreign"}')
+    assert jobs.due(59.9) is None
+    assert jobs.due(60.0) == "0"
+
+
+def test_a_frame_that_names_the_first_job_is_news_of_it() -> None:
+    jobs = roster(0, live=True)
+    jobs.frame()
+    for second in range(100):
+        jobs.working(float(second), '{"prompt_id": "0"}')
+    assert jobs.due(100.0) is None
+
+
+def test_an_end_that_nobody_told_may_not_be_the_only_one() -> None:
+    jobs = roster(0, 1, 2, live=True)
+    jobs.frame()
+    assert jobs.due(15.0) == "0"
+    jobs.looked("0", ended("0"), 15.0)
+    jobs.drop("0")
+    assert jobs.due(15.0) == "1"
+
+
+def test_answers_to_us_are_no_signs_of_life() -> None:
+    jobs = roster(0, 1, live=True)
+    jobs.frame()
+    jobs.feed(e.SeenPending("1"), 10.0)
+    assert (jobs.moved, jobs.wake_at()) == (0.0, 15.0)
+
+
+def test_a_server_that_fails_is_asked_about_one_job_at_a_time() -> None:
+    jobs = roster()
+    for name in "abc":
+        stranger = Tracker(name, POLL)
+        stranger.look_at(0.0)
+        jobs.add(stranger, 0.0)
+    first = jobs.due(0.0)
+    assert first is not None
+    jobs.failed(first, "no answer", 0.0)
+    assert (jobs.due(1.9), jobs.wake_at()) == (None, 2.0)
+    second = jobs.due(2.0)
+    assert second not in {None, first}
+    assert (jobs.due(2.0), jobs.wake_at()) == (None, math.inf)
+    jobs.looked(str(second), e.SeenRunning(str(second), 1), 2.5)
+    assert jobs.due(2.5) is not None
+
+
 @given(st.data())
 def test_whatever_is_lost_every_job_ends_and_looks_stay_few(data: st.DataObject) -> None:
     """A server that runs jobs in order, a socket that may lose anything: all end, and no look is wasted in a

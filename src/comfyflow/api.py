@@ -46,7 +46,11 @@ class Server:
         """From an address such as `https://user:pass@host/base/api`. Raises ValueError when it is none."""
         parsed = URL(url)
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ValueError(f"{url!r} is no address of a server: write it like http://127.0.0.1:8188")
+            raise ValueError("this is no address of a server: write it like http://127.0.0.1:8188")
+        try:
+            (parsed.raw_host or "").encode("idna")  # as the system would do later, in the middle of a request
+        except UnicodeError as error:
+            raise ValueError("this address has no valid name of a host") from error
         path = parsed.path.rstrip("/")
         prefix = "/api" if path.endswith("/api") else ""
         sent = dict(headers or {})
@@ -143,10 +147,11 @@ class Api:
 
     async def close(self) -> None:
         """Close what this object opened."""
-        if self._own and self._given is not None:
-            await self._given.close()
-        if self._foreign is not None:
-            await self._foreign.close()
+        own, self._given = (self._given, None) if self._own else (None, self._given)
+        foreign, self._foreign = self._foreign, None
+        for session in (own, foreign):
+            if session is not None:
+                await session.close()
 
     # -- routes --
 
@@ -188,8 +193,8 @@ class Api:
                 await _refuse(answer)
             body = await _body(answer)
             if answer.status != 200:
-                # Only a server with this route says so in JSON; an older one has an empty 404 for any path.
-                return JobLook(known=False, supported=answer.content_type == "application/json")
+                # Only a server with this route says so; an older one has an empty 404 for any path.
+                return JobLook(known=False, supported=protocol.is_unknown_job(body))
             alive = self._read(
                 "GET", answer.url, 200, body, lambda found: protocol.parse_job(found, prompt_id)
             )
@@ -344,7 +349,7 @@ class Api:
             if answer.status not in (301, 302, 303, 307, 308) or target is None:
                 return answer
             answer.release()
-            following = url.join(URL(target))
+            following = _joined(method, url, answer.status, target)
             # Files may lie elsewhere (a storage service). Anything else that sends us abroad is a login page.
             if method not in ("GET", "HEAD") or (following.origin() != url.origin() and not files):
                 raise _redirected(method, url, answer.status, target)
@@ -413,6 +418,15 @@ def _not_comfyui(method: str, url: URL, status: int, body: bytes) -> BadAnswer:
         f"{_shown(url)} answered {what}: check that the address is that of a ComfyUI server",
         method=method, url=_shown(url), status=status, body=text,
     )  # fmt: skip
+
+
+def _joined(method: str, url: URL, status: int, target: str) -> URL:
+    try:
+        following = url.join(URL(target))
+        following.origin()
+    except ValueError as error:  # no address at all, or one like "mailto:"
+        raise _redirected(method, url, status, target) from error
+    return following
 
 
 def _redirected(method: str, url: URL, status: int, target: str) -> BadAnswer:

@@ -30,7 +30,7 @@ from .errors import (
     error_of,
 )
 from .exits import ExitCode
-from .models import JobResult, JobState, JobView, OutputFile
+from .models import JobResult, JobState, JobView, OutputFile, SavedFile
 from .settings import Settings, resolve
 from .workflow import MAX_SIZE, Workflow, random_seed, read_file
 
@@ -270,7 +270,7 @@ def download(
     with call.guarded():
         settings = resolve(os.environ, server=server, headers=header or (), timeout=timeout)
         _check_folder(folder)
-        files = attended(_asked(settings, lambda client: client.download_images(prompt_id, folder)))
+        files = attended(_asked(settings, lambda client: _fetched(client, prompt_id, folder)))
         document = {"prompt_id": prompt_id, "files": [report.file_document(saved) for saved in files]}
         call.answer({**document, "server": settings.shown_url}, [str(saved.path) for saved in files])
 
@@ -433,6 +433,7 @@ async def _wait(call: Call, settings: Settings, prompt_id: str, *, websocket: bo
             progress_on(sys.stderr, quiet=call.quiet) as progress,
             anyio.move_on_after(settings.timeouts.total),
         ):
+            await client.poll_status(prompt_id)  # a wrong address is told at once, not after the silence
             async for view in client.watch(prompt_id):
                 progress.show(view)
     if view.result is None:
@@ -446,6 +447,11 @@ async def _asked(settings: Settings, question: Callable[[ComfyClient], Coroutine
     """One question to a server; no socket is opened for it."""
     async with _client(settings, settings.url, websocket=False) as client:
         return await question(client)
+
+
+async def _fetched(client: ComfyClient, prompt_id: str, folder: Path) -> list[SavedFile]:
+    await client.poll_status(prompt_id)  # a wrong address is told at once, not after the silence
+    return await client.download_images(prompt_id, folder)
 
 
 async def _health(client: ComfyClient, url: str) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import ssl as tls
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +18,7 @@ from . import download, protocol
 from . import events as e
 from .api import Api, Server
 from .cancel import ask_to_end
-from .errors import JobTimeout, ServerError, UsageError, WorkflowRejected, error_of
+from .errors import DownloadError, JobTimeout, ServerError, UsageError, WorkflowRejected, error_of
 from .follow import Follower
 from .link import Link
 from .look import Looker
@@ -33,6 +33,7 @@ from .models import (
     Timeouts,
     UploadedFile,
 )
+from .shield import to_the_end
 from .submit import send_once
 from .tracker import ABSENCES, Tracker
 from .workflow import Workflow
@@ -40,6 +41,8 @@ from .workflow import Workflow
 ASK_EVERY = (
     1.0  # s between requests to end a job: the server forgets one that comes just before the job starts
 )
+TAKING_BACK = 10.0  # s for ending a job of which only a part would run
+CLOSING = 10.0  # s for closing; it takes one at most, unless something hangs
 TITLE_SETS = 64  # distinct sets of node titles that are shared between jobs
 
 
@@ -79,7 +82,7 @@ class ComfyClient:
         self._api = Api(self.server, timeout, session=session, ssl=ssl)
         self._looker = Looker(self._api)
         self._follower: Follower | None = None
-        self._folders: set[Path] = set()  # made, or found, by us
+        self._found: Path | None = None  # the folder that took a file last
         self._titles: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
 
     async def __aenter__(self) -> Self:
@@ -91,10 +94,12 @@ class ComfyClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with anyio.CancelScope(shield=True):  # closing takes a second at most, and must not be left half done
-            if self._follower is not None:
-                await self._follower.stop()
-            await self._api.close()
+        await to_the_end(self._close(), CLOSING)
+
+    async def _close(self) -> None:
+        if self._follower is not None:
+            await self._follower.stop()
+        await self._api.close()
 
     @property
     def source(self) -> download.Source:
@@ -135,12 +140,16 @@ class ComfyClient:
         return submission.prompt_id
 
     async def poll_status(self, prompt_id: str) -> JobView:
-        """One look, the truth now. A job that the server does not know has the state "lost". Raises
-        ServerError."""
+        """One look, the truth now; for a waiting job also its place in the queue. Raises ServerError.
+
+        A job that the server does not know has the state "lost", unless this client saw its end.
+        """
         follower = self._following()
         event = await self._looker.look(prompt_id)
-        tracker = follower.roster.get(prompt_id)
-        if tracker is not None and not isinstance(event, e.Absent):
+        if isinstance(event, e.SeenPending) and event.ahead is None:  # /api/jobs does not tell the place
+            event = (await self._api.queue()).find(prompt_id) or event
+        tracker = follower.known(prompt_id)
+        if tracker is not None and (tracker.result or not isinstance(event, e.Absent)):
             follower.learn(tracker, event)
             return tracker.view()
         alone = Tracker(prompt_id, self._poll)
@@ -184,26 +193,22 @@ class ComfyClient:
         miss it. Never touches another job: raises NotSupported on servers that cannot do that, unless
         `force`.
         """
-        follower, deadline = self._following(), anyio.current_time() + (timeout or float("inf"))
+        follower = self._following()
+        deadline = float("inf") if timeout is None else anyio.current_time() + timeout
         event = await self._looker.look(prompt_id)
         if isinstance(event, e.Absent | e.Recorded):
             return False
-        tracker = follower.attach(prompt_id)
-        while tracker.result is None:
-            await ask_to_end(self._api, prompt_id, force=force)
-            follower.stopping(tracker)
-            try:
-                await follower.until_end(prompt_id, min(ASK_EVERY, deadline - anyio.current_time()))
-            except JobTimeout:
-                if anyio.current_time() >= deadline:
-                    raise
+        with follower.holding(prompt_id):
+            while (tracker := follower.attach(prompt_id)).result is None:
+                await self._ask_once(tracker, deadline, force=force)
         return tracker.state is JobState.CANCELLED
 
     # -- files --
 
     async def download_output(self, output: OutputFile, destination: Path | str) -> SavedFile:
         """Bring one file into the folder `destination`, verified. Raises OutputUnavailable, DownloadError."""
-        return await download.save(self._api, output, await self._folder(destination))
+        async with self._folder(destination) as folder:
+            return await download.save(self._api, output, folder)
 
     async def download_images(self, prompt_id: str, destination_dir: Path | str) -> list[SavedFile]:
         """Wait for the job and bring every file of it, of whatever kind, into a folder.
@@ -211,7 +216,8 @@ class ComfyClient:
         Raises what `wait` and `download_output` raise; files that are complete by then stay.
         """
         result = await self.wait(prompt_id)
-        return await download.save_all(self._api, result.outputs, await self._folder(destination_dir))
+        async with self._folder(destination_dir) as folder:
+            return await download.save_all(self._api, result.outputs, folder)
 
     async def upload_image(
         self,
@@ -281,6 +287,17 @@ class ComfyClient:
             ssl=self._ssl,
         )
 
+    async def _ask_once(self, tracker: Tracker, deadline: float, *, force: bool) -> None:
+        """Ask the server to end a job, and give it a while to do so."""
+        await ask_to_end(self._api, tracker.prompt_id, force=force)
+        self._following().stopping(tracker)
+        again = anyio.current_time() + ASK_EVERY
+        try:
+            await self._following().until_end(tracker.prompt_id, min(again, deadline) - anyio.current_time())
+        except JobTimeout:  # one that comes before its time tells of the silence
+            if anyio.current_time() < again or anyio.current_time() >= deadline:
+                raise
+
     async def _send(self, body: Mapping[str, Any], titles: Mapping[str, str]) -> Submission:
         follower = self._following()
         await follower.connected()
@@ -295,14 +312,15 @@ class ComfyClient:
             follower.forget(tracker.prompt_id)
             tracker = Tracker(submission.prompt_id, self._poll, titles)
             follower.add(tracker)
-        follower.accepted(tracker, submission.number, counted=not {"front", "number"} & body.keys())
+        counted = submission.answered and not {"front", "number"} & body.keys()
+        follower.accepted(tracker, submission.number, counted=counted)
         return submission
 
     async def _take_back(self, submission: Submission) -> None:
         """The server would run a part of the workflow only: end that, and say what it would not run."""
         outcome = f"but job {submission.prompt_id} could not be taken back"
-        with anyio.CancelScope(shield=True), anyio.move_on_after(self.timeout.answer), suppress(ServerError):
-            await ask_to_end(self._api, submission.prompt_id)
+        with suppress(ServerError, TimeoutError):
+            await to_the_end(ask_to_end(self._api, submission.prompt_id), TAKING_BACK)
             outcome = "so it was taken back"
         self._following().forget(submission.prompt_id)
         rejected = WorkflowRejected(
@@ -313,14 +331,20 @@ class ComfyClient:
         rejected.prompt_id = submission.prompt_id
         raise rejected
 
-    async def _folder(self, path: Path | str) -> Path:
-        """The folder, made when it is first used. Where that cannot be done, saving into it says why."""
+    @asynccontextmanager
+    async def _folder(self, path: Path | str) -> AsyncIterator[Path]:
+        """The folder, made when it is first used, or has gone. Where it cannot be made, saving into it says
+        why."""
         folder = Path(path)
-        if folder not in self._folders:
+        if folder != self._found:
             with suppress(OSError):
                 await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
-                self._folders.add(folder)
-        return folder
+        try:
+            yield folder
+        except DownloadError:
+            self._found = None
+            raise
+        self._found = folder
 
     async def _ended(self, prompt_id: str, timeout: float | None) -> Tracker:
         budget = self.timeout.total if timeout is None else timeout

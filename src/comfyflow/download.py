@@ -203,8 +203,8 @@ async def _from_mount(
     try:  # the size tells a file of the same name in another server's folder from ours
         size = await source.view_size(output)
     except ServerError:
-        size = None
-    return await save_local(mounted, output, destination, expected_size=size)
+        return await save_local(mounted, output, destination)  # nobody else can have it now
+    return None if size is None else await save_local(mounted, output, destination, expected_size=size)
 
 
 class _Interrupted(Exception):
@@ -327,7 +327,7 @@ class _Download:
     async def _hand_over(self, block: list[bytes]) -> None:
         if self._blocks is None or self._writing is None:
             self._blocks = Blocks()
-            self._writing = asyncio.create_task(self._part.on_disk(self._part.drain, self._blocks))
+            self._writing = asyncio.create_task(self._part.drained(self._blocks))
         await self._blocks.put(block)
         if self._writing.done():
             await self._written()  # it raises what stopped the thread

@@ -38,6 +38,17 @@ class ComfyflowError(Exception):
 
     prompt_id: str | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross the borders of processes, whatever their constructors want."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[ComfyflowError], args: tuple[Any, ...], state: dict[str, Any]) -> ComfyflowError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
 
 class WorkflowInvalid(ComfyflowError):
     """The workflow cannot be sent. `path` names the file or the place in the graph, `reason` says what is

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import anyio
 
 from . import protocol
-from .errors import JobTimeout, ServerError, ServerUnreachable
+from .errors import BadAnswer, JobTimeout, ServerError, ServerUnreachable
 from .events import JobEvent, Started, Status
 from .link import Link
 from .look import Looker
@@ -83,7 +83,7 @@ class Follower:
         now = self.clock()
         self.roster.frame()
         if self._nobody_watches(frame):
-            self.roster.working(now)
+            self.roster.working(now, frame if isinstance(frame, str) else "")
             return
         event = protocol.parse_frame(frame)
         tracker = self.roster.feed(event, now)
@@ -145,9 +145,13 @@ class Follower:
 
     # -- who follows --
 
+    def known(self, prompt_id: str) -> Tracker | None:
+        """The tracker of a job that is followed, or has ended not long ago."""
+        return self.roster.get(prompt_id) or self._ended.get(prompt_id)
+
     def attach(self, prompt_id: str) -> Tracker:
         """The tracker of a job; one that we do not know is looked at at once."""
-        tracker = self.roster.get(prompt_id) or self._ended.get(prompt_id)
+        tracker = self.known(prompt_id)
         if tracker is None:
             tracker = Tracker(prompt_id, self._poll)
             tracker.look_at(self.clock())
@@ -155,14 +159,23 @@ class Follower:
             self._attached.add(prompt_id)
         return tracker
 
+    @contextmanager
+    def holding(self, prompt_id: str) -> Iterator[None]:
+        """Follow a job while the block lasts, also when nobody waits for it for a moment."""
+        self.attach(prompt_id)
+        with self._waiting(prompt_id, self._ends):
+            yield
+
     def forget(self, prompt_id: str) -> None:
-        """Follow a job no longer."""
+        """Follow a job no longer. Who still waits for it asks the server anew."""
         self.roster.drop(prompt_id)
         self._attached.discard(prompt_id)
+        self._wake(prompt_id)
 
     def add(self, tracker: Tracker) -> None:
         """Follow a job."""
         self._ended.pop(tracker.prompt_id, None)
+        self._attached.discard(tracker.prompt_id)
         self.roster.add(tracker, self.clock())
         self._kick()
 
@@ -187,17 +200,19 @@ class Follower:
         silence."""
         tracker = self.attach(prompt_id)
         deadline = math.inf if timeout is None else self.clock() + timeout
-        with self._waiting(tracker, self._ends) as woken:
+        with self._waiting(prompt_id, self._ends) as woken:
             while tracker.result is None:
                 await self._pause(woken, tracker, deadline)
+                tracker = self.attach(prompt_id)  # it may have been sent, or refused, since
         return tracker
 
     async def views(self, prompt_id: str) -> AsyncGenerator[JobView, None]:
         """The latest view at each change, the terminal one last. Raises like `until_end`, by silence only."""
         tracker = self.attach(prompt_id)
         last: JobView | None = None
-        with self._waiting(tracker, self._views) as woken:
+        with self._waiting(prompt_id, self._views) as woken:
             while last is None or last.result is None:
+                tracker = self.attach(prompt_id)
                 if (view := tracker.view()) != last:
                     last = view
                     yield view
@@ -205,18 +220,18 @@ class Follower:
                     await self._pause(woken, tracker, math.inf)
 
     @contextmanager
-    def _waiting(self, tracker: Tracker, waiters: Waiters) -> Iterator[asyncio.Event]:
+    def _waiting(self, prompt_id: str, waiters: Waiters) -> Iterator[asyncio.Event]:
         woken = asyncio.Event()
-        waiters.setdefault(tracker.prompt_id, []).append(woken)
+        waiters.setdefault(prompt_id, []).append(woken)
         try:
             yield woken
         finally:
-            mine = waiters[tracker.prompt_id]
+            mine = waiters[prompt_id]
             mine.remove(woken)
             if not mine:
-                del waiters[tracker.prompt_id]
-            if tracker.prompt_id in self._attached and not self._watched(tracker.prompt_id):
-                self.forget(tracker.prompt_id)
+                del waiters[prompt_id]
+            if prompt_id in self._attached and not self._watched(prompt_id):
+                self.forget(prompt_id)
 
     def _watched(self, prompt_id: str) -> bool:
         return prompt_id in self._views or prompt_id in self._ends
@@ -238,15 +253,24 @@ class Follower:
             raise self._silent(tracker)
 
     def _broken(self) -> BaseException:
-        failed = self._task and not self._task.cancelled() and self._task.exception()
-        return failed or RuntimeError("the client was closed while a job was being followed")
+        failed = None if self._task is None or self._task.cancelled() else self._task.exception()
+        if failed is None:
+            return RuntimeError("the client was closed while a job was being followed")
+        broken = RuntimeError("jobs are no longer followed, by a fault of comfyflow: open a new client")
+        broken.__cause__ = failed
+        return broken
 
     def _silence_ends(self) -> float:
         return math.inf if self._timeouts.silence is None else self.roster.moved + self._timeouts.silence
 
     def _silent(self, tracker: Tracker) -> Exception:
-        if isinstance(self._unreachable, ServerUnreachable):
-            return self._unreachable
+        error = self._unreachable  # a new error for each caller: the runner writes the job's id into it
+        if isinstance(error, ServerUnreachable):
+            return ServerUnreachable(str(error), method=error.method, url=error.url, sent=error.sent)
+        if isinstance(error, BadAnswer):
+            return BadAnswer(
+                str(error), method=error.method, url=error.url, status=error.status, body=error.body
+            )
         text = (
             f"job {tracker.prompt_id}: nothing has moved on the server for {self._timeouts.silence:g} s; "
             "if no node can take that long its worker has died: restart ComfyUI"
@@ -274,7 +298,10 @@ class Follower:
         if self._looks < MAX_LOOKS and self.roster.wake_at() < self._until:
             self._kicked.set()
 
+    def _wake(self, prompt_id: str) -> None:
+        for woken in (*self._views.get(prompt_id, ()), *self._ends.get(prompt_id, ())):
+            woken.set()
+
     def _wake_all(self) -> None:
-        for waiters in (self._views, self._ends):
-            for woken in (one for mine in waiters.values() for one in mine):
-                woken.set()
+        for prompt_id in {*self._views, *self._ends}:
+            self._wake(prompt_id)

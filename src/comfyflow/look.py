@@ -35,7 +35,9 @@ class Looker:
         either."""
         if self._has_jobs is not False:
             found = await self._api.job(prompt_id)
-            self._has_jobs = found.supported
             if found.supported:
+                self._has_jobs = True
                 return found.alive if found.known else e.Absent(prompt_id)
-        return (await self._api.queue()).find(prompt_id)
+        queue = await self._api.queue()  # a proxy's 404 of a moment ago has no queue either
+        self._has_jobs = False
+        return queue.find(prompt_id)

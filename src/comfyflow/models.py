@@ -147,6 +147,7 @@ class Submission:
     prompt_id: str
     number: float = 0.0
     node_errors: Mapping[str, Any] = field(default_factory=dict)
+    answered: bool = True  # False: the answer was lost, and the job found by a look
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,16 @@ class Part:
         except OSError as error:
             raise self.error(_told(error, self.folder)) from error
 
+    async def drained(self, blocks: Blocks) -> None:
+        """Write all blocks that come, in one thread, and not one of those that the whole process shares: many
+        stalled downloads would leave none for anybody else. Raises DownloadError, Damaged."""
+        try:
+            await run_sync(
+                self._locked, self.drain, (blocks,), abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+            )
+        except OSError as error:
+            raise self.error(_told(error, self.folder)) from error
+
     async def leave(self) -> None:
         """Remove the file unless it was published, also when cancelled."""
         if not self._over:

@@ -40,6 +40,7 @@ from .models import JobFailure, JobResult, JobState, MediaKind, OutputFile, Outp
 T = TypeVar("T")
 MAX_DEPTH = 8  # of nested values inside a node's output; real ones have two levels
 MODEL_KEYS = frozenset({"result", "model_file"})  # Preview3D, now and in its first versions: a bare path
+MAX_STAMP = 1e16  # ms; a larger integer may not even fit into a float
 MAX_FOUND = 100_000  # files and texts of one job
 
 
@@ -159,9 +160,16 @@ class _PreviewInfo(msgspec.Struct):
     image_type: str = "image/jpeg"
 
 
+class _Item(msgspec.Struct, array_like=True):
+    """The first two of five cells; the rest, which holds the whole graph, is skipped."""
+
+    number: float
+    prompt_id: str
+
+
 class _Queue(msgspec.Struct):
-    queue_running: list[list[msgspec.Raw]]
-    queue_pending: list[list[msgspec.Raw]]
+    queue_running: list[_Item]
+    queue_pending: list[_Item]
 
 
 class _HistoryEntry(msgspec.Struct):
@@ -175,6 +183,10 @@ class _HistoryEntry(msgspec.Struct):
 class _JobDetail(msgspec.Struct):
     status: str
     priority: float | None = None
+
+
+class _JobUnknown(msgspec.Struct):
+    error: str
 
 
 class _Submission(msgspec.Struct):
@@ -199,6 +211,7 @@ _ENVELOPE = msgspec.json.Decoder(_Envelope)
 _QUEUE = msgspec.json.Decoder(_Queue)
 _HISTORY = msgspec.json.Decoder(dict[str, _HistoryEntry])
 _JOB_DETAIL = msgspec.json.Decoder(_JobDetail)
+_JOB_UNKNOWN = msgspec.json.Decoder(_JobUnknown)
 _SUBMISSION = msgspec.json.Decoder(_Submission)
 _REFUSAL = msgspec.json.Decoder(_Refusal)
 _UPLOADED = msgspec.json.Decoder(_Uploaded)
@@ -394,12 +407,8 @@ def parse_queue(body: bytes) -> QueueView:
     return QueueView(tuple(_items(found.queue_running)), tuple(pending))
 
 
-def _items(rows: list[list[msgspec.Raw]]) -> Iterator[QueueItem]:
-    for row in rows:
-        number, prompt_id = (_lenient(bytes(cell), _ANY) for cell in row[:2])
-        if not isinstance(number, int | float) or not isinstance(prompt_id, str):
-            raise Malformed("a queue item does not begin with a number and a prompt id")
-        yield QueueItem(prompt_id, float(number))
+def _items(rows: list[_Item]) -> Iterator[QueueItem]:
+    return (QueueItem(row.prompt_id, row.number) for row in rows)
 
 
 def parse_submission(body: bytes) -> Submission:
@@ -428,13 +437,24 @@ def parse_upload(body: bytes) -> tuple[str, str, str]:
 
 def parse_job(body: bytes, prompt_id: str) -> SeenPending | SeenRunning | None:
     """GET /api/jobs/{id}, status 200: where a living job stands, None once it ended (the history tells
-    how)."""
+    how). A word that we do not know means that it lives: words differ between servers."""
     found = _lenient(body, _JOB_DETAIL)
-    if found.status == "pending":
-        return SeenPending(prompt_id, found.priority)
-    if found.status == "in_progress":
-        return SeenRunning(prompt_id, found.priority)
-    return None
+    if found.status in _JOB_ENDS:
+        return None
+    kind = SeenRunning if found.status == "in_progress" else SeenPending
+    return kind(prompt_id, found.priority)
+
+
+_JOB_ENDS = frozenset({"completed", "failed", "cancelled"})
+
+
+def is_unknown_job(body: bytes) -> bool:
+    """GET /api/jobs/{id}, status 404: whether ComfyUI itself says so, `{"error": "Job not found"}` [23]; a
+    gateway whose server is away may answer 404 with JSON of its own."""
+    try:
+        return _JOB_UNKNOWN.decode(body).error == "Job not found"
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
 
 
 def parse_history(body: bytes, prompt_id: str) -> JobResult | None:
@@ -496,7 +516,7 @@ def _failure_of(data: Mapping[str, Any]) -> JobFailure:
 
 def _moment(data: Mapping[str, Any] | None) -> float | None:
     stamp = (data or {}).get("timestamp")
-    return stamp / 1000 if isinstance(stamp, int | float) else None
+    return stamp / 1000 if isinstance(stamp, int | float) and abs(stamp) < MAX_STAMP else None
 
 
 def _list(value: Any) -> list[Any]:

@@ -16,6 +16,7 @@ from .exits import exit_code
 from .models import JobResult, JobState, JobView, OutputText, SavedFile
 from .workflow import Workflow
 
+MAX_DEPTH = 100  # levels of a document; what a server nests deeper is left out
 MAX_DETAIL = 300  # characters of one complaint of the server; a list of models can be long
 _SAID_IN_DETAILS = {"value_not_in_list", "custom_validation_failed"}  # their message adds nothing
 STATES = {
@@ -262,12 +263,14 @@ def _causes(error: BaseException) -> Iterator[str]:
         cause = cause.__cause__
 
 
-def _strict(value: Any) -> Any:
+def _strict(value: Any, depth: int = 0) -> Any:
+    if depth > MAX_DEPTH:
+        return "..."
     match value:
         case Mapping():
-            return {str(key): _strict(part) for key, part in value.items()}
+            return {str(key): _strict(part, depth + 1) for key, part in value.items()}
         case list() | tuple():
-            return [_strict(part) for part in value]
+            return [_strict(part, depth + 1) for part in value]
         case float() if not isfinite(value):
             return None
     return value

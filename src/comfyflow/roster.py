@@ -16,6 +16,7 @@ from .models import JobState, PollSchedule
 from .tracker import Tracker
 
 SOON = 1  # jobs ahead at which a waiting job counts as near, so that looks become frequent again
+PATIENCE = 4  # times `stall_after` in which a talking server may say nothing of the first job
 Place = tuple[int, float, int]  # (life of the server as far as we can tell, number, arrival)
 
 
@@ -27,9 +28,10 @@ class Roster:
         self.moved = now  # last sign that the server's worker gets on: what `silence` is measured from
         self.remaining: int | None = None  # jobs on the server as last broadcast
         self._poll = poll
-        self._heard = self._looked = now
+        self._heard = self._looked = self._told = now  # _told: the last event of the first job
         self._wait = poll.first
         self._deaf_at = math.inf
+        self._down_until: float | None = None  # while looks fail: when to try the next one
         self._trackers: dict[str, Tracker] = {}
         self._agenda: list[tuple[float, str]] = []  # (when, prompt id), stale ones included
         self._order: list[tuple[Place, str]] = []  # stale ones included
@@ -49,6 +51,7 @@ class Roster:
         if not self._trackers:
             self.moved = now
         self._trackers[tracker.prompt_id] = tracker
+        self._looking.discard(tracker.prompt_id)  # a look that began before it was sent says nothing of it
         tracker.floor = self._highest
         self.plan(tracker)
 
@@ -81,10 +84,13 @@ class Roster:
             return None
         if not isinstance(event, e.JobEvent):
             return None
-        self.working(now)
+        if not isinstance(event, e.Accepted | e.SeenPending | e.SeenRunning | e.Recorded | e.Absent):
+            self.working(now)  # an answer to us is no sign of life, neither of the worker nor on the socket
         tracker = self._trackers.get(event.prompt_id) if event.prompt_id else self._running()
         if tracker is None or not tracker.feed(event, now):
             return None
+        if tracker.prompt_id == self._head():
+            self._told = now
         if isinstance(event, e.Started):
             self._overtaken(tracker, now)
         self.plan(tracker)
@@ -94,18 +100,18 @@ class Roster:
         """The socket brought something, whatever it was: it is not deaf."""
         self._deaf_at = math.inf
 
-    def working(self, now: float) -> None:
-        """The server's worker gets on with something."""
+    def working(self, now: float, frame: str = "") -> None:
+        """The server's worker gets on with something: the first job, if an unread `frame` names it."""
         self._heard = self.moved = now
+        if frame and (head := self._head()) is not None and head in frame:
+            self._told = now
 
     def socket(self, live: bool, now: float) -> None:
         """The socket opened or was lost. Either way events may have been missed, so a look is due soon."""
         self.live, self._deaf_at, self._wait = live, math.inf, self._poll.first
         self._heard = self._looked = now
-        head = self._head()
-        if live and head is not None:
-            self._trackers[head].look_at(now)
-            self.plan(self._trackers[head])
+        if live:
+            self._look_at_head(now)
 
     def deaf(self, now: float) -> bool:
         """True once when the socket must be replaced: it brought nothing although the server had something to
@@ -119,11 +125,18 @@ class Roster:
         """When `due` or `deaf` may have something to say; infinity when only an event can change that."""
         idle = math.inf if self._idle_head() is None else self._idle_due()
         own = self._agenda[0][0] if self._next_own() else math.inf
+        if (
+            self._down_until is not None
+        ):  # the same silence meets every look: one at a time finds out when it ends
+            next_look = math.inf if self._looking else max(min(own, idle), self._down_until)
+            return min(next_look, self._deaf_at)
         return min(own, idle, self._deaf_at)
 
     def due(self, now: float) -> str | None:
         """The job to look at now, if any. It counts as being looked at until `looked` or `failed` is
         called."""
+        if self._down_until is not None and (self._looking or now < self._down_until):
+            return None
         if self._next_own() and self._agenda[0][0] <= now:
             prompt_id = heapq.heappop(self._agenda)[1]
         else:
@@ -136,29 +149,31 @@ class Roster:
 
     def looked(self, prompt_id: str, event: e.JobEvent, now: float) -> Tracker | None:
         """A look came back. Gives the tracker when something changed for a watcher."""
-        self._looking.discard(prompt_id)
         tracker = self._trackers.get(prompt_id)
-        if tracker is None:
+        if tracker is None or prompt_id not in self._looking:
             return None
-        before = tracker.state, tracker.ahead
-        quiet = now - self._heard
-        moved = self.moved
+        self._looking.discard(prompt_id)
+        self._down_until = None
+        before, note = (tracker.state, tracker.ahead), tracker.note
+        missed = not tracker.announced and not tracker.stopping and prompt_id in self._placed
         self.feed(event, now)
-        self._heard = now - quiet  # a look is no sign of life on the socket
         self._enqueue(tracker)
         changed = before != (tracker.state, tracker.ahead)
-        self._after_look(tracker, changed, quiet, moved, now)
+        self._after_look(tracker, changed, now)
+        if missed and tracker.result is not None and self._running() is None:
+            self._look_at_head(now)  # the socket did not tell this end: it may have missed the next too
         self.plan(tracker)
-        return tracker if changed else None
+        return tracker if changed or note != tracker.note else None
 
     def failed(self, prompt_id: str, note: str, now: float) -> Tracker | None:
         """A look brought no answer: says nothing about the job, so it is tried again, ever less often."""
         self._looking.discard(prompt_id)
+        self._looked = now
+        self._slow_down()
+        self._down_until = now + self._wait
         tracker = self._trackers.get(prompt_id)
         if tracker is None or tracker.result is not None:
             return None
-        self._looked = now
-        self._slow_down()
         changed, tracker.note = tracker.note != note, note
         if tracker.due() is not None:
             tracker.put_off(now + self._wait)
@@ -172,7 +187,12 @@ class Roster:
 
     # -- inside --
 
-    def _after_look(self, tracker: Tracker, changed: bool, quiet: float, moved: float, now: float) -> None:
+    def _look_at_head(self, now: float) -> None:
+        if (head := self._head()) is not None:
+            self._trackers[head].look_at(now)
+            self.plan(self._trackers[head])
+
+    def _after_look(self, tracker: Tracker, changed: bool, now: float) -> None:
         self._looked = now
         if tracker.result is not None:
             self._wait = self._poll.first
@@ -182,8 +202,9 @@ class Roster:
         else:
             self._slow_down()
         if not changed:
-            self.moved = moved
-        elif self.live and quiet >= self._poll.stall_after:
+            return
+        self.moved = now
+        if self.live and now - self._heard >= self._poll.stall_after:
             self._deaf_at = now  # the socket kept silent about something that it should have told
 
     def _slow_down(self) -> None:
@@ -204,7 +225,9 @@ class Roster:
 
     def _idle_due(self) -> float:
         if self.live:
-            return max(self._heard, self._looked) + self._poll.stall_after
+            quiet = max(self._heard, self._looked) + self._poll.stall_after
+            # A server that talks of other jobs only says nothing of this one: it may have been removed.
+            return min(quiet, max(self._told, self._looked) + self._poll.stall_after * PATIENCE)
         return self._looked + self._wait
 
     def _overtaken(self, started: Tracker, now: float) -> None:

@@ -25,8 +25,9 @@ import anyio
 
 from . import download
 from .client import ComfyClient
-from .errors import ComfyflowError, DownloadError, JobError, ServerUnreachable
+from .errors import ComfyflowError, DownloadError, JobError, ServerUnreachable, StoreError
 from .models import JobFailure, JobResult, JobState, JobView, SavedFile
+from .shield import to_the_end
 from .store import Job, JobEvent, Store
 from .workflow import Workflow
 
@@ -133,7 +134,9 @@ class Runner:
         """Run workflows, `concurrency` at a time, and yield each result as it comes, failed ones with their
         `error`.
 
-        The source is read only as fast as jobs end. Leaving the loop stops following; sent jobs go on.
+        The source is read only as fast as jobs end. Leaving the loop stops following; sent jobs go on. So
+        does WorkflowInvalid, for an item that is no workflow: `Workflow.load` them first where that may
+        happen.
         """
         source = _iterated(workflows)
         running: set[asyncio.Task[RunResult]] = set()
@@ -161,9 +164,11 @@ class Runner:
         return Job(str(uuid4()), workflow, client.client_id, str(client.server), time.time())
 
     async def _outcome(self, workflow: Workflow) -> RunResult:
-        job = self._job(workflow)
+        return await self._guarded(self._job(workflow), self._added)
+
+    async def _added(self, job: Job) -> RunResult:
         await self.store.add(job)
-        return await self._guarded(job, self._sent)
+        return await self._sent(job)
 
     async def _sent(self, job: Job) -> RunResult:
         return await self.complete(await self._send(job))
@@ -245,11 +250,17 @@ class Runner:
 
     async def _record(self, job: Job, result: JobResult, files: tuple[SavedFile, ...] = ()) -> None:
         """The outcome is written even when the caller has just been cancelled."""
+        try:
+            await to_the_end(self._written(job, result, files), LAST_WORDS)
+        except TimeoutError as error:
+            text = f"the outcome of job {job.prompt_id} could not be recorded in {LAST_WORDS:g} s"
+            raise StoreError(text) from error
+
+    async def _written(self, job: Job, result: JobResult, files: tuple[SavedFile, ...]) -> None:
         detail = {} if result.failure is None else {"reason": result.failure.message}
         kind = "finished" if result.state is JobState.SUCCEEDED else result.state.value
-        with anyio.CancelScope(shield=True), anyio.fail_after(LAST_WORDS):
-            await self.store.finish(job.prompt_id, result, files)
-            await self.store.log(JobEvent(job.prompt_id, kind, detail))
+        await self.store.finish(job.prompt_id, result, files)
+        await self.store.log(JobEvent(job.prompt_id, kind, detail))
 
 
 async def _iterated(source: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

@@ -81,8 +81,10 @@ class MemoryStore:
 
     async def accepted(self, job: Job, prompt_id: str) -> None:
         """See Store."""
-        record = self._records.pop(job.prompt_id)
-        self._records[prompt_id] = replace(record, job=replace(job, prompt_id=prompt_id))
+        if prompt_id not in self._records:
+            record = self._record(job.prompt_id)
+            del self._records[job.prompt_id]
+            self._records[prompt_id] = replace(record, job=replace(job, prompt_id=prompt_id))
         await self.advance(prompt_id, JobState.QUEUED)
 
     async def advance(self, prompt_id: str, state: JobState) -> None:

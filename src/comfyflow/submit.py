@@ -40,7 +40,7 @@ async def send_once(api: Api, looker: Looker, body: Mapping[str, Any]) -> Submis
                 raise
             found = await _search(looker, prompt_id, error)
             if found is not None:
-                return Submission(prompt_id, found)
+                return Submission(prompt_id, found, answered=False)
             if last or not await _may_send_again(api, error):
                 raise
     raise AssertionError("unreachable")

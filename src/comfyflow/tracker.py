@@ -140,8 +140,8 @@ class Tracker:
 
     def _looked(self, now: float) -> None:
         """A look found it alive. After an announced end the history must follow: look again, ever less
-        often."""
-        if self.state is JobState.FINISHING or self.stopping:
+        often. So it is for a job whose place in the order nobody told: it has no turn to wait for."""
+        if self.state is JobState.FINISHING or self.stopping or self.number is None:
             self._at = now + self._retry
             self._retry = min(self._retry * 2, RETRY_CEILING)
         else:
