@@ -65,6 +65,7 @@ def test_credentials_leave_the_address_and_become_a_header() -> None:
     server = Server.at("http://us%40er:p%3Aw@host:1/x?q=1#f", {"X-Other": "1"})
     assert str(server) == "http://host:1/x"
     assert server.headers == {"X-Other": "1", "Authorization": "Basic dXNAZXI6cDp3"}
+    assert Server.at("http://u:p%2541@h").headers["Authorization"] == "Basic dTpwJTQx"  # decoded once
     assert Server.at("http://user@h").headers["Authorization"] == "Basic dXNlcjo="
     assert Server.at(BASE, api_key="k").headers == {"Authorization": "Bearer k"}
 

@@ -529,3 +529,40 @@ async def test_a_client_can_be_entered_again(comfyui: Sim) -> None:
     for _ in range(2):
         async with client:
             await client.wait(await client.submit_workflow(image()))
+
+
+@pytest.mark.parametrize("websocket", [True, False])
+async def test_a_gateway_without_comfyui_is_told_at_once(comfyui: Sim, websocket: bool) -> None:
+    comfyui.faults.add("*", "*", answer(502), times=None)
+    async with ComfyClient(comfyui.url, websocket=websocket) as client:
+        with anyio.fail_after(5), pytest.raises(BadAnswer, match="proxy"):
+            await client.submit_workflow(image())
+    assert ("POST", "/prompt") not in comfyui.requests
+
+
+async def test_a_server_that_was_never_met_has_taken_nothing(comfyui: Sim) -> None:
+    comfyui.faults.add("GET", "/prompt", reset(), times=None)
+    comfyui.faults.add("GET", "/ws", answer(503), times=None)
+    async with ComfyClient(comfyui.url) as client:
+        with pytest.raises(ServerUnreachable) as caught:
+            await client.submit_workflow(image())
+    assert not caught.value.sent
+
+
+async def test_who_asks_a_closed_client_is_told_so(comfyui: Sim) -> None:
+    async with ComfyClient(comfyui.url) as client:
+        await comfyui.hold()
+        job = await client.submit_workflow(image())
+    with anyio.fail_after(5), pytest.raises(RuntimeError, match="closed"):
+        await client.wait(job)
+
+
+async def test_a_part_that_has_run_already_is_not_said_to_be_taken_back(client: ComfyClient) -> None:
+    graph = image()
+    await client.wait(await client.submit_workflow(graph))  # from now on it comes from the cache, in no time
+    graph["3"] = partly_valid()["3"]
+    with pytest.raises(WorkflowRejected) as caught:
+        await client.submit_workflow(graph)
+    assert ("already run" in str(caught.value)) == (
+        (await client.result(str(caught.value.prompt_id))).state is JobState.SUCCEEDED
+    )

@@ -305,6 +305,12 @@ def test_a_queue_of_another_shape_is_malformed(row: list[Any]) -> None:
         p.parse_queue(json.dumps({"queue_running": [row], "queue_pending": []}).encode())
 
 
+def test_the_jobs_on_a_server_are_counted() -> None:
+    assert p.parse_remaining(b'{"exec_info": {"queue_remaining": 3}}') == 3
+    with pytest.raises(p.Malformed):
+        p.parse_remaining(b"{}")
+
+
 def test_a_submission_may_carry_node_errors() -> None:
     assert p.parse_submission(b'{"prompt_id": "j", "number": 3, "node_errors": {"1": {}}}').node_errors == {
         "1": {}

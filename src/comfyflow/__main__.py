@@ -14,9 +14,12 @@ def main() -> None:
 
         print(f"comfyflow {__version__}")
         return
-    from .cli import app
+    try:
+        from .cli import app
 
-    app(prog_name="comfyflow")
+        app(prog_name="comfyflow")
+    except KeyboardInterrupt:  # while the command line was still being imported
+        sys.exit(130)
 
 
 if __name__ == "__main__":

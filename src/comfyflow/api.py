@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import unquote
 
 import aiohttp
 from yarl import URL
@@ -57,7 +56,7 @@ class Server:
         if api_key is not None:
             sent["Authorization"] = f"Bearer {api_key}"
         if parsed.user is not None:
-            pair = f"{unquote(parsed.user)}:{unquote(parsed.password or '')}".encode()
+            pair = f"{parsed.user}:{parsed.password or ''}".encode()  # yarl has decoded both
             sent["Authorization"] = "Basic " + base64.b64encode(pair).decode()
         root = (
             parsed.with_user(None).with_path(path.removesuffix("/api")).with_query(None).with_fragment(None)
@@ -109,7 +108,7 @@ class ViewAnswer:
 
 
 def _total(content_range: str | None) -> int | None:
-    found = re.search(r"/(\d+)$", content_range or "")
+    found = re.search(r"/(\d{1,18})$", content_range or "")
     return int(found[1]) if found else None
 
 
@@ -173,8 +172,8 @@ class Api:
 
     async def remaining(self) -> int:
         """GET /prompt: jobs on the server, 37 bytes."""
-        found = await self._json("/prompt")
-        return int(found["exec_info"]["queue_remaining"])
+        url, status, body = await self._get("/prompt")
+        return self._read("GET", url, status, body, protocol.parse_remaining)
 
     async def history(self, prompt_id: str) -> JobResult | None:
         """GET /history/{id}: how a job ended, None while it has not, or when the server does not know it."""

@@ -37,7 +37,7 @@ from .workflow import MAX_SIZE, Workflow, random_seed, read_file
 if TYPE_CHECKING:
     from .client import ComfyClient
     from .runner import Runner, RunResult
-    from .store import MemoryStore
+    from .store import Job, MemoryStore
 
 T = TypeVar("T")
 FAREWELL = 5.0  # s to end the job on the server after Ctrl-C
@@ -345,7 +345,7 @@ class _Road:
         from .store import MemoryStore
 
         async with self._open(MemoryStore(), websocket=False) as (runner, _):
-            job = await runner.submit(workflow)
+            job = await self._submitted(runner, workflow)
         self.call.known |= {"prompt_id": job.prompt_id, "state": "submitted"}
         self.call.answer(self.call.known, [job.prompt_id])
 
@@ -378,11 +378,24 @@ class _Road:
                 client,
             )
 
+    async def _submitted(self, runner: Runner, workflow: Workflow) -> Job:
+        """Send within --timeout. After that nobody knows whether the server has taken the job."""
+        import anyio
+
+        try:
+            with anyio.fail_after(self.settings.timeouts.total):
+                return await runner.submit(workflow)
+        except TimeoutError:
+            unsure = [job.prompt_id async for job in runner.store.unfinished()]
+            view = JobView(unsure[-1] if unsure else "", JobState.SUBMITTED)
+            text = "the server has not answered in time; whether it took the job is not known"
+            raise JobTimeout(text, view=view) from None
+
     async def _run(self, runner: Runner, workflow: Workflow) -> RunResult:
         from .progress import progress_on
 
         with progress_on(sys.stderr, quiet=self.call.quiet) as progress:
-            job = await runner.submit(workflow)
+            job = await self._submitted(runner, workflow)
             self.call.known["prompt_id"] = job.prompt_id
             return await runner.complete(job, on_view=progress.show, timeout=self.settings.timeouts.total)
 
@@ -496,6 +509,8 @@ async def _serve(call: Call, *, host: str, port: int, step_delay: float, profile
 def _workflow(file: str) -> Workflow:
     """Read and check FILE. A file that cannot be read is wrong use, not a bad workflow."""
     if file == "-":
+        if sys.stdin is None:  # closed by whoever called us (`<&-`)
+            raise UsageError("there is nothing on standard input: name a file")
         return Workflow.parse(sys.stdin.buffer.read(MAX_SIZE + 1), name="standard input")
     try:
         text = read_file(file)

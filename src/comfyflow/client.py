@@ -18,7 +18,15 @@ from . import download, protocol
 from . import events as e
 from .api import Api, Server
 from .cancel import ask_to_end
-from .errors import DownloadError, JobTimeout, ServerError, UsageError, WorkflowRejected, error_of
+from .errors import (
+    DownloadError,
+    JobTimeout,
+    ServerError,
+    ServerUnreachable,
+    UsageError,
+    WorkflowRejected,
+    error_of,
+)
 from .follow import Follower
 from .link import Link
 from .look import Looker
@@ -82,6 +90,7 @@ class ComfyClient:
         self._api = Api(self.server, timeout, session=session, ssl=ssl)
         self._looker = Looker(self._api)
         self._follower: Follower | None = None
+        self._answered = False  # it has been seen to be a ComfyUI
         self._found: Path | None = None  # the folder that took a file last
         self._titles: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
 
@@ -298,9 +307,21 @@ class ComfyClient:
             if anyio.current_time() < again or anyio.current_time() >= deadline:
                 raise
 
+    async def _meet(self) -> None:
+        """Find out whether there is a ComfyUI at all, before anything is sent: then nothing is left in
+        doubt."""
+        try:
+            await self._api.remaining()
+        except ServerUnreachable as error:
+            error.sent = False
+            raise
+        self._answered = True
+
     async def _send(self, body: Mapping[str, Any], titles: Mapping[str, str]) -> Submission:
         follower = self._following()
         await follower.connected()
+        if not (follower.roster.live or self._answered):
+            await self._meet()
         tracker = Tracker(body["prompt_id"], self._poll, titles)
         follower.add(tracker)
         try:
@@ -321,7 +342,9 @@ class ComfyClient:
         outcome = f"but job {submission.prompt_id} could not be taken back"
         with suppress(ServerError, TimeoutError):
             await to_the_end(ask_to_end(self._api, submission.prompt_id), TAKING_BACK)
-            outcome = "so it was taken back"
+            event = await self._looker.look(submission.prompt_id)
+            ran = isinstance(event, e.Recorded) and event.result.state is not JobState.CANCELLED
+            outcome = "and that part has already run" if ran else "so it was taken back"
         self._following().forget(submission.prompt_id)
         rejected = WorkflowRejected(
             f"the server would run only a part of the workflow, {outcome}",

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from . import report
-from .errors import ComfyflowError, JobError, ServerUnreachable
-from .exits import exit_code
+from .errors import ComfyflowError, JobError, ServerUnreachable, WorkflowRejected
+from .exits import ExitCode, exit_code
 from .workflow import Workflow
 
 T = TypeVar("T")
@@ -65,7 +65,9 @@ class Call:
         tell(f"comfyflow: {line}" if not line.startswith("  ") else line for line in lines)
         if self.as_json:
             state = {"state": error.view.state.value} if isinstance(error, JobError) else {}
-            document = {**self.known, **state, "error": report.error_document(error, self.workflow)}
+            taken = isinstance(error, WorkflowRejected) and error.accepted
+            known = {"prompt_id": error.prompt_id} if isinstance(error, ComfyflowError) and taken else {}
+            document = {**self.known, **known, **state, "error": report.error_document(error, self.workflow)}
             self.emit([report.dump(document)])
         return SystemExit(int(exit_code(error)))
 
@@ -76,6 +78,8 @@ class Call:
     def emit(self, lines: Iterable[str]) -> None:
         """Write to stdout. A reader that has gone away (`| head -1`) is no fault."""
         text = "".join(f"{line}\n" for line in lines)
+        if sys.stdout is None:  # closed by whoever called us (`>&-`)
+            return
         try:
             sys.stdout.flush()
             with suppress(AttributeError):  # a stand-in for stdout has no buffer
@@ -83,9 +87,14 @@ class Call:
                 text = ""
             sys.stdout.write(text)
             sys.stdout.flush()
-        except BrokenPipeError:
+        except OSError as error:
             # Python flushes once more at its end and would complain then.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(
+                error, BrokenPipeError
+            ):  # a full disk, say: the caller must not take it for done
+                tell([f"comfyflow: the result could not be written to stdout: {error.strerror}"])
+                raise SystemExit(int(ExitCode.FAILED)) from error
 
 
 def _encoded(text: str) -> bytes:
@@ -99,7 +108,9 @@ def _encoded(text: str) -> bytes:
 
 def tell(lines: Iterable[str]) -> None:
     """Write to stderr; when nobody reads it any more there is nobody to tell."""
-    with suppress(BrokenPipeError):
+    if sys.stderr is None:  # closed (`2>&-`); print would turn to stdout then
+        return
+    with suppress(OSError):
         for line in lines:
             print(line, file=sys.stderr, flush=True)
 

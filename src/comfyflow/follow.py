@@ -239,9 +239,10 @@ class Follower:
     async def _pause(self, woken: asyncio.Event, tracker: Tracker, deadline: float) -> None:
         """Until something changed. Raises when the deadline or the silence has passed, or the follower has
         died."""
-        with anyio.CancelScope(deadline=min(deadline, self._silence_ends())):
-            await woken.wait()
-        woken.clear()
+        if self._task is not None and not self._task.done():
+            with anyio.CancelScope(deadline=min(deadline, self._silence_ends())):
+                await woken.wait()
+            woken.clear()
         if self._task is None or self._task.done():
             raise self._broken()
         now = self.clock()
@@ -273,7 +274,8 @@ class Follower:
             )
         text = (
             f"job {tracker.prompt_id}: nothing has moved on the server for {self._timeouts.silence:g} s; "
-            "if no node can take that long its worker has died: restart ComfyUI"
+            "unless a node, or somebody else's job before it, takes that long, its worker has died: "
+            "restart ComfyUI"
         )
         return JobTimeout(text, view=tracker.view())
 

@@ -24,9 +24,9 @@ class Progress(AbstractContextManager["Progress"], Protocol):
         """Take the latest view of a job; any number of jobs may be shown at once."""
 
 
-def progress_on(stream: TextIO, *, quiet: bool = False) -> Progress:
+def progress_on(stream: TextIO | None, *, quiet: bool = False) -> Progress:
     """The progress that fits a stream: a bar only where a person looks at a terminal that can draw one."""
-    if quiet:
+    if quiet or stream is None:  # None: closed (`2>&-`)
         return Silence()
     if stream.isatty() and os.environ.get("TERM") != "dumb":
         return Bars(stream)
@@ -63,7 +63,7 @@ class Lines(Progress):
         if self._last.get(view.prompt_id) == line:
             return
         self._last[view.prompt_id] = line
-        with suppress(BrokenPipeError):
+        with suppress(OSError):
             print(f"{view.prompt_id}: {line}", file=self._stream, flush=True)
 
 
@@ -104,12 +104,21 @@ class Bars(Progress):
 def _rich(stream: TextIO) -> RichProgress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
+
+    def fixed(width: int) -> Column:
+        return Column(width=width, min_width=width, no_wrap=True)
 
     return Progress(
-        TextColumn("{task.fields[job]}", markup=False),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[job]}", markup=False, table_column=fixed(8)),
+        BarColumn(bar_width=24, table_column=fixed(24)),
+        TaskProgressColumn(table_column=fixed(4)),
+        TimeElapsedColumn(table_column=fixed(7)),
+        TextColumn(
+            "{task.description}",
+            markup=False,
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+        ),
         console=Console(file=stream),
+        expand=True,
     )

@@ -318,6 +318,7 @@ def _flags(data: bytes) -> Event:
 
 
 _STATUS = msgspec.json.Decoder(_Status)
+_STATUS_INFO = msgspec.json.Decoder(_StatusInfo)
 _JOB = msgspec.json.Decoder(_Job)
 _CACHED = msgspec.json.Decoder(_Cached)
 _EXECUTING = msgspec.json.Decoder(_Executing)
@@ -409,6 +410,11 @@ def parse_queue(body: bytes) -> QueueView:
 
 def _items(rows: list[_Item]) -> Iterator[QueueItem]:
     return (QueueItem(row.prompt_id, row.number) for row in rows)
+
+
+def parse_remaining(body: bytes) -> int:
+    """GET /prompt: how many jobs the server has, the running one included."""
+    return _lenient(body, _STATUS_INFO).exec_info.queue_remaining
 
 
 def parse_submission(body: bytes) -> Submission:
