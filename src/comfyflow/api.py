@@ -70,7 +70,8 @@ class Server:
         """The address of a route such as "/prompt". Routes that exist only under /api are written
         "/api/..."."""
         prefix = "" if route.startswith("/api/") else self.prefix
-        return URL(str(self.root).rstrip("/") + prefix + route, encoded=True).with_query(query or None)
+        url = self.root.with_path(self.root.raw_path.rstrip("/") + prefix + route, encoded=True)
+        return url.with_query(query) if query else url
 
     def socket_url(self, client_id: str) -> str:
         """The address of the WebSocket for a client id."""
@@ -330,8 +331,8 @@ class Api:
     async def _request(
         self, method: str, url: URL, *, json: Any, data: Any, extra: Mapping[str, str], files: bool
     ) -> aiohttp.ClientResponse:
+        at_home = True
         for _ in range(MAX_REDIRECTS + 1):
-            at_home = url.origin() == self.server.root.origin()
             session = self._session if at_home else self._abroad()
             headers = {**self.server.headers, **extra} if at_home else extra
             with _translated(method, url):
@@ -352,7 +353,7 @@ class Api:
             # Files may lie elsewhere (a storage service). Anything else that sends us abroad is a login page.
             if method not in ("GET", "HEAD") or (following.origin() != url.origin() and not files):
                 raise _redirected(method, url, answer.status, target)
-            url = following
+            url, at_home = following, following.origin() == self.server.root.origin()
         raise _redirected(method, url, 310, str(url))
 
     def _abroad(self) -> aiohttp.ClientSession:
@@ -363,6 +364,8 @@ class Api:
 
 
 def _quoted(part: str) -> str:
+    if part.isascii() and part.replace("-", "").isalnum():  # as nearly every id is
+        return part
     return URL.build(path="/" + part.replace("/", "%2F")).raw_path[1:] if part else ""
 
 
