@@ -258,6 +258,7 @@ async def test_a_bad_workflow_is_one_sentence_and_nothing_is_sent(
         (["workflow.json", "--server", "ftp://x"], "--server"),
         (["workflow.json", "--header", "no colon"], "--header"),
         (["workflow.json", "--timeout", "0"], "--timeout"),
+        (["workflow.json", "--comfyui-output", "nowhere"], "mount it"),
     ],
 )
 async def test_wrong_use_is_one_sentence_and_nothing_is_sent(

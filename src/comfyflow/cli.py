@@ -179,6 +179,10 @@ def run(
         )
         _check_simulation(simulate, server, wait)
         call.workflow = workflow = _patched(_workflow(file), assignments or (), _seed(seed, call))
+        if comfyui_output is not None and not comfyui_output.is_dir():
+            raise UsageError(
+                f"--comfyui-output: {comfyui_output} is no folder here: mount it, or leave it out"
+            )
         road = _Road(call, settings, simulate, no_websocket, allow_partial, comfyui_output)
         if wait:
             _check_folder(settings.output)
@@ -315,7 +319,7 @@ def sim(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8188,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     step_delay: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long one step of a sampler takes.")
+        float, typer.Option(min=0.0, metavar="SECONDS", help="How long one step of a sampler takes.")
     ] = 0.1,
     profile: Annotated[str, typer.Option(metavar="VERSION", help="The ComfyUI to stand in for.")] = "0.27",
     verbose: VerboseOption = False,
