@@ -16,7 +16,8 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ def write(path: Path, parts: Iterator[bytes]) -> None:
         os.fsync(file.fileno())
 
 
-async def plain(url: str, name: str, folder: Path) -> None:
-    """What anybody writes by hand."""
+async def plain(url: str, name: str, folder: Path, *, flush: bool = False) -> None:
+    """What anybody writes by hand; with `flush` the bytes are on the disk when it returns."""
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"{url}/view", params={"filename": name}) as answer,
@@ -67,19 +68,9 @@ async def plain(url: str, name: str, folder: Path) -> None:
         with (folder / name).open("wb") as file:
             async for chunk in answer.content.iter_chunked(CHUNK):
                 file.write(chunk)
-
-
-async def flushed(url: str, name: str, folder: Path) -> None:
-    """The same, and the bytes are on the disk when it returns."""
-    async with (
-        aiohttp.ClientSession() as session,
-        session.get(f"{url}/view", params={"filename": name}) as answer,
-    ):
-        with (folder / name).open("wb") as file:
-            async for chunk in answer.content.iter_chunked(CHUNK):
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
 
 
 async def comfyflow(url: str, name: str, folder: Path) -> None:
@@ -88,7 +79,11 @@ async def comfyflow(url: str, name: str, folder: Path) -> None:
         await client.download_output(OutputFile("1", name), folder)
 
 
-WAYS = {"plain": plain, "plain + fsync": flushed, "comfyflow": comfyflow}
+WAYS: dict[str, Callable[[str, str, Path], Awaitable[None]]] = {
+    "plain": plain,
+    "plain + fsync": partial(plain, flush=True),
+    "comfyflow": comfyflow,
+}
 
 
 async def measure(way: str, url: str, name: str, folder: Path) -> dict[str, float]:

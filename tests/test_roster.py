@@ -191,9 +191,10 @@ def test_a_failed_look_is_tried_again_ever_less_often() -> None:
     assert jobs.failed("0", "no answer", 3.0) is None
     job.look_at(3.0)
     jobs.plan(job)
-    jobs.due(3.0)
-    jobs.failed("0", "no answer", 3.0)
-    assert jobs.wake_at() == 11.0
+    assert jobs.due(6.9) is None
+    assert jobs.due(7.0) == "0"
+    jobs.failed("0", "no answer", 7.0)
+    assert jobs.wake_at() == 15.0
     assert jobs.failed("gone", "x", 3.0) is None
     assert jobs.looked("gone", e.Absent("gone"), 3.0) is None
 
@@ -289,6 +290,22 @@ def test_answers_to_us_are_no_signs_of_life() -> None:
     jobs.frame()
     jobs.feed(e.SeenPending("1"), 10.0)
     assert (jobs.moved, jobs.wake_at()) == (0.0, 15.0)
+
+
+def test_looks_that_fail_together_are_one_failure() -> None:
+    jobs = roster()
+    for name in "abc":
+        stranger = Tracker(name, POLL)
+        stranger.look_at(0.0)
+        jobs.add(stranger, 0.0)
+    looking = [str(jobs.due(0.0)) for _ in range(3)]
+    for name in looking:
+        jobs.failed(name, "no answer", 0.5)
+    assert jobs.wake_at() == 2.5
+    jobs.due(2.5)
+    jobs.drop("a")
+    assert jobs.looked("a", e.SeenRunning("a"), 2.6) is None  # gone, but the server is back
+    assert jobs.due(2.6) is not None
 
 
 def test_a_server_that_fails_is_asked_about_one_job_at_a_time() -> None:

@@ -21,6 +21,7 @@ from comfyflow import (
     PollSchedule,
     Runner,
     ServerUnreachable,
+    Timeouts,
     WorkflowInvalid,
     WorkflowRejected,
 )
@@ -215,3 +216,13 @@ async def test_a_send_without_an_answer_stays_open(runner: Runner, comfyui: Sim)
     with pytest.raises(ServerUnreachable) as caught:
         await runner.submit(image())
     assert [job.prompt_id async for job in runner.store.unfinished()] == [caught.value.prompt_id]
+
+
+async def test_the_clients_total_bounds_a_watched_run_too(comfyui: Sim, tmp_path: Path) -> None:
+    await comfyui.hold()
+    async with (
+        ComfyClient(comfyui.url, timeout=Timeouts(total=0.1)) as client,
+        Runner(client, MemoryStore(), tmp_path) as runner,
+    ):
+        with pytest.raises(JobTimeout):
+            await runner.run(image(), on_view=print)

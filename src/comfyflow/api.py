@@ -99,7 +99,6 @@ class ViewAnswer:
         # A body that was compressed on the way has no known length: aiohttp unpacks it.
         self.length = None if answer.headers.get("Content-Encoding") else answer.content_length
         self.total = _total(answer.headers.get("Content-Range"))
-        self.media_type = answer.content_type
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises ServerUnreachable when the connection breaks or stalls."""

@@ -46,9 +46,7 @@ from .submit import send_once
 from .tracker import ABSENCES, Tracker
 from .workflow import Workflow
 
-ASK_EVERY = (
-    1.0  # s between requests to end a job: the server forgets one that comes just before the job starts
-)
+ASK_EVERY = 1.0  # s between requests to end a job: a server forgets one that comes right before the start
 TAKING_BACK = 10.0  # s for ending a job of which only a part would run
 CLOSING = 10.0  # s for closing; it takes one at most, unless something hangs
 TITLE_SETS = 64  # distinct sets of node titles that are shared between jobs

@@ -125,9 +125,8 @@ class Roster:
         """When `due` or `deaf` may have something to say; infinity when only an event can change that."""
         idle = math.inf if self._idle_head() is None else self._idle_due()
         own = self._agenda[0][0] if self._next_own() else math.inf
-        if (
-            self._down_until is not None
-        ):  # the same silence meets every look: one at a time finds out when it ends
+        if self._down_until is not None:
+            # The same silence meets every look: one at a time finds out when it ends.
             next_look = math.inf if self._looking else max(min(own, idle), self._down_until)
             return min(next_look, self._deaf_at)
         return min(own, idle, self._deaf_at)
@@ -149,11 +148,11 @@ class Roster:
 
     def looked(self, prompt_id: str, event: e.JobEvent, now: float) -> Tracker | None:
         """A look came back. Gives the tracker when something changed for a watcher."""
+        self._down_until = None  # the server answers, whatever has become of the job meanwhile
         tracker = self._trackers.get(prompt_id)
         if tracker is None or prompt_id not in self._looking:
             return None
         self._looking.discard(prompt_id)
-        self._down_until = None
         before, note = (tracker.state, tracker.ahead), tracker.note
         missed = not tracker.announced and not tracker.stopping and prompt_id in self._placed
         self.feed(event, now)
@@ -169,14 +168,15 @@ class Roster:
         """A look brought no answer: says nothing about the job, so it is tried again, ever less often."""
         self._looking.discard(prompt_id)
         self._looked = now
-        self._slow_down()
-        self._down_until = now + self._wait
+        if self._down_until is None or now >= self._down_until:  # else it left before that was known
+            self._slow_down()
+            self._down_until = now + self._wait
         tracker = self._trackers.get(prompt_id)
         if tracker is None or tracker.result is not None:
             return None
         changed, tracker.note = tracker.note != note, note
         if tracker.due() is not None:
-            tracker.put_off(now + self._wait)
+            tracker.put_off(self._down_until)
             self.plan(tracker)
         return tracker if changed else None
 

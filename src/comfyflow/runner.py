@@ -196,9 +196,8 @@ class Runner:
             )
         except ComfyflowError as error:
             error.prompt_id = error.prompt_id or job.prompt_id
-            if not (
-                isinstance(error, ServerUnreachable) and error.sent
-            ):  # else it may be queued all the same
+            maybe_queued = isinstance(error, ServerUnreachable) and error.sent
+            if not maybe_queued:
                 failure = JobFailure(str(error), exception_type=type(error).__name__)
                 await self._record(job, JobResult(job.prompt_id, JobState.FAILED, failure=failure))
             raise
@@ -217,7 +216,8 @@ class Runner:
             raise
 
     async def _watched(self, job: Job, on_view: OnView, timeout: float | None) -> JobResult:
-        with anyio.move_on_after(timeout):
+        budget = self.client.timeout.total if timeout is None else timeout  # as in `ComfyClient.wait`
+        with anyio.move_on_after(budget):
             await self._show(job, on_view)
         return await self.client.wait(job.prompt_id, timeout=0)  # the result, or the error that belongs here
 
