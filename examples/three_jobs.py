@@ -18,9 +18,9 @@ async def main(url: str) -> None:
     async with ComfyClient(url) as client, Runner(client, MemoryStore(), "comfyflow-output") as runner:
         async for done in runner.run_many(jobs, concurrency=3):  # one socket follows them all
             if done.error is not None:
-                print(f"{done.job.workflow.prompt_text}: {done.error}")
+                print(f"{done.job.prompt_text}: {done.error}")
             for saved in done.files:
-                print(f"{done.job.workflow.prompt_text}: {saved.path}")
+                print(f"{done.job.prompt_text}: {saved.path}")
 
 
 async def start() -> None:

@@ -1,9 +1,11 @@
-"""What all tests share: the simulator as users get it, and an aioresponses that knows aiohttp 3.14."""
+"""What all tests share: the simulator as users get it, real PostgreSQL databases, and an aioresponses that
+knows aiohttp 3.14."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from unittest.mock import Mock
 
@@ -11,6 +13,7 @@ import aiohttp
 import pytest
 from aioresponses import core
 from caller import Caller
+from clusters import Cluster, Databases, migrate
 
 from comfyflow import testing
 from comfyflow.sim import Sim
@@ -23,6 +26,46 @@ async def caller(comfyui: Sim) -> AsyncIterator[Caller]:
     """A bare client of the test's own simulator."""
     async with aiohttp.ClientSession() as session:
         yield Caller(comfyui, session)
+
+
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Databases]:
+    """Databases on a server of this run's own, or on the one that COMFYFLOW_TEST_DATABASE names (the DSN of a
+    user who may create databases)."""
+    if server := os.environ.get("COMFYFLOW_TEST_DATABASE"):
+        given = Databases(server)
+        yield given
+        given.close()
+        return
+    shared = Cluster()
+    yield Databases(shared.dsn)
+    shared.remove()
+
+
+@pytest.fixture
+def database(databases: Databases) -> Iterator[str]:
+    """The DSN of a migrated, empty database of the test's own."""
+    dsn = databases.make(migrated=True)
+    yield dsn
+    databases.drop(dsn)
+
+
+@pytest.fixture
+def empty_database(databases: Databases) -> Iterator[str]:
+    """The DSN of a database of the test's own that has no tables."""
+    dsn = databases.make(migrated=False)
+    yield dsn
+    databases.drop(dsn)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A started PostgreSQL of the test's own, to be stopped and started: `cluster.dsn` is a migrated database
+    on it, `cluster.stop()` and `cluster.start()` block."""
+    private = Cluster()
+    migrate(private.dsn)
+    yield private
+    private.remove()
 
 
 class _Response(aiohttp.ClientResponse):

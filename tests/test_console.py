@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -137,6 +138,68 @@ def test_a_reader_of_stderr_that_went_away_is_no_fault(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(sys, "stderr", Gone())
     tell(["one", "two"])
+
+
+@pytest.mark.parametrize(("verbose", "usual"), [(False, logging.ERROR), (True, logging.INFO)])
+def test_warnings_about_the_record_are_told_even_without_asking(verbose: bool, usual: int) -> None:
+    with Call(verbose=verbose).guarded():
+        assert logging.getLogger("comfyflow.journal").isEnabledFor(logging.WARNING)
+        assert logging.getLogger("comfyflow.journal").isEnabledFor(logging.INFO) == (usual == logging.INFO)
+
+
+class _Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+ROWS = [("one", "[red]not markup[/red]"), ("two", "x")]
+
+
+def test_a_list_is_drawn_on_a_terminal_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    Call().table({}, ("NAME", "TEXT"), ROWS)
+    assert "[red]not markup[/red]" in terminal.getvalue()
+    assert "\u2500" in terminal.getvalue()
+
+
+def test_a_list_is_plain_columns_elsewhere_and_a_document_when_asked(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Call().table({}, ("NAME", "TEXT"), ROWS)
+    assert capsys.readouterr().out == "NAME  TEXT\none   [red]not markup[/red]\ntwo   x\n"
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    Call(as_json=True).table({"rows": 2}, ("NAME", "TEXT"), ROWS)
+    assert json.loads(terminal.getvalue()) == {"rows": 2}
+
+
+def test_a_long_result_is_utf_8_with_the_line_ends_that_were_written(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(1, "w", encoding="ascii", newline="\r\n", closefd=False) as narrow:
+        monkeypatch.setattr(sys, "stdout", narrow)
+        Call().emit(["first"])
+        with Call().stream() as stream:
+            stream.write("r\u00f6d\n")
+        Call().emit(["last"])
+        monkeypatch.undo()
+    assert capfdbinary.readouterr().out == b"first\nr\xc3\xb6d\nlast\n"
+
+
+def test_a_long_result_that_nobody_reads_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _closed_pipe() as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        with Call().stream() as stream:
+            stream.write("x" * 1_000_000)
+        monkeypatch.undo()
+    monkeypatch.setattr(sys, "stdout", None)
+    with Call().stream() as stream:
+        stream.write("to nobody")
 
 
 # signals

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +21,19 @@ SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 WORKFLOWS = sorted(EXAMPLES.glob("*.json"))
 
 
+DATA = Path(tempfile.gettempdir()) / f"comfyflow-examples-{os.getpid()}"  # root's server has to get in
+
+
+@pytest.fixture(autouse=True)
+def _no_database_is_left() -> Iterator[None]:
+    yield
+    shutil.rmtree(DATA, ignore_errors=True)
+
+
 async def _run(script: Path, folder: Path, *options: str, url: str | None = None) -> list[str]:
     """The lines that a script prints, run in an empty folder."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COMFY")}
+    environment |= {"COMFYFLOW_DATA": str(DATA), "COMFYFLOW_STATE": str(folder / "state")}
     environment["PYTHONPATH"] = str(Path(comfyflow.__file__).parent.parent)
     if url is not None:
         environment["COMFYFLOW_URL"] = url
@@ -73,6 +86,12 @@ async def test_progress_tells_nodes_and_steps_and_ends_with_the_files(tmp_path: 
     lines = await _run(EXAMPLES / "watch_progress.py", tmp_path, "--simulate")
     assert any(line.startswith("running KSampler ") for line in lines)
     assert lines[-1].startswith("files: fox_")
+
+
+async def test_a_recorded_job_is_found_by_its_prompt(tmp_path: Path) -> None:
+    first, second = [await _run(EXAMPLES / "recorded.py", tmp_path, "--simulate") for _ in range(2)]
+    assert (len(first), len(second)) == (2, 3)
+    assert first[1] in second
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)

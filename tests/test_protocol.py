@@ -305,6 +305,44 @@ def test_a_queue_of_another_shape_is_malformed(row: list[Any]) -> None:
         p.parse_queue(json.dumps({"queue_running": [row], "queue_pending": []}).encode())
 
 
+@pytest.mark.parametrize("version", ["0.27.0", "0.3.64"])
+def test_the_graph_of_any_job_is_in_the_history_or_in_the_queue(version: str) -> None:
+    found = []
+    for line in lines(f"{version}/11_delete_pending", "http.jsonl"):
+        if line["path"] == "/prompt" and line["method"] == "POST":
+            sent = line["request_json"]
+            found.append((line["response_json"]["prompt_id"], sent["prompt"], sent.get("client_id", "")))
+    answers = [
+        json.dumps(line["response_json"]).encode()
+        for line in lines(f"{version}/11_delete_pending", "http.jsonl")
+        if line["method"] == "GET"
+        and line["path"].startswith(("/queue", "/history"))
+        and "response_json" in line
+    ]
+    for prompt_id, graph, client_id in found:
+        seen = [sent for body in answers if (sent := p.parse_sent(body, prompt_id))]
+        assert seen
+        assert all((sent.graph, sent.client_id) == (graph, client_id) for sent in seen)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b"[]",
+        b'{"a": {"prompt": [1, "b", {}, {}, []]}}',
+        b'{"a": {"prompt": [1, "a", [], {}]}}',
+        b'{"a": {"prompt": "x"}, "queue_running": 3}',
+    ],
+)
+def test_a_prompt_that_is_not_there_is_none(body: bytes) -> None:
+    assert p.parse_sent(body, "a") is None
+
+
+def test_a_prompt_without_a_client_has_an_empty_one() -> None:
+    assert p.parse_sent(b'{"queue_running": [[1, "a", {"1": {}}, null]]}', "a") == p.SentPrompt({"1": {}})
+
+
 def test_the_jobs_on_a_server_are_counted() -> None:
     assert p.parse_remaining(b'{"exec_info": {"queue_remaining": 3}}') == 3
     with pytest.raises(p.Malformed):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import AsyncMock
 
+import aiohttp
 import pytest
 from graphs import Graph, alone, image, partly_valid, steps
 
 from comfyflow import (
     ComfyClient,
     JobCancelled,
+    JobEvent,
     JobFailed,
+    JobLost,
     JobState,
     JobTimeout,
     JobView,
@@ -21,12 +26,14 @@ from comfyflow import (
     PollSchedule,
     Runner,
     ServerUnreachable,
+    StoreError,
     Timeouts,
+    Workflow,
     WorkflowInvalid,
     WorkflowRejected,
 )
 from comfyflow.sim import Sim, gone, reset, stall
-from comfyflow.store import JobRecord
+from comfyflow.store import Entry, Finished, Job, JobRecord, Kept
 
 QUICK = PollSchedule(first=0.02, factor=1.5, ceiling=0.1, stall_after=0.3, deaf_after=0.3)
 
@@ -57,7 +64,101 @@ async def test_a_run_saves_files_and_records_its_outcome(runner: Runner) -> None
     assert done.elapsed > 0
     record = await recorded(runner, done.prompt_id)
     assert (record.state, record.result, record.files) == (JobState.SUCCEEDED, done.result, done.files)
-    assert [event.kind for event in record.events] == ["submitted", "download_started", "finished"]
+    assert [event.kind for event in record.events] == ["submitted", "started", "download_started", "finished"]
+
+
+class Diary(MemoryStore):
+    """A store that also keeps what it was given, as it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[Entry] = []
+
+    async def write(self, *entries: Entry, lazily: bool = False) -> None:
+        await super().write(*entries, lazily=lazily)
+        self.entries.extend(entries)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+async def test_paths_are_recorded_relative_to_the_shared_folder_where_they_are_in_it(
+    client: ComfyClient, tmp_path: Path, inside: bool
+) -> None:
+    diary, shared = Diary(), tmp_path / ("shared" if inside else "other")
+    async with Runner(client, diary, tmp_path / "shared" / "out", shared=shared) as runner:
+        await runner.run(image())
+    (ended,) = [entry for entry in diary.entries if isinstance(entry, Finished)]
+    assert ended.root == (shared if inside else tmp_path / "shared" / "out")
+    assert not [entry for entry in diary.entries if isinstance(entry, Kept)]
+
+
+async def test_content_is_kept_after_the_outcome_is_written(client: ComfyClient, tmp_path: Path) -> None:
+    diary = Diary()
+    async with Runner(client, diary, tmp_path, keep_content=True) as runner:
+        done = await runner.run(image())
+    assert [type(entry) for entry in diary.entries[-3:]] == [Finished, JobEvent, Kept]
+    assert diary.entries[-1] == Kept(done.files[0])
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_a_job_of_somebody_else_is_adopted_with_its_graph(
+    runner: Runner, client: ComfyClient, comfyui: Sim, ended: bool
+) -> None:
+    async with ComfyClient(comfyui.url, client_id="them") as other:
+        graph = image()
+        prompt_id = await other.submit_workflow(graph)
+        if ended:
+            await other.wait(prompt_id)
+        job = await runner.adopt(prompt_id)
+    assert (job.workflow, job.client_id) == (Workflow.load(graph), "them")
+    result = await runner.follow(job)
+    assert (await recorded(runner, prompt_id)).result == result
+    assert (await recorded(runner, prompt_id)).files == ()
+    again = await runner.adopt(prompt_id)
+    assert again == job
+
+
+async def test_a_job_that_nobody_knows_is_not_adopted(runner: Runner) -> None:
+    with pytest.raises(JobLost, match="nobody"):
+        await runner.adopt("nobody")
+    assert await runner.store.get("nobody") is None
+
+
+async def test_a_job_may_be_adopted_without_its_graph(
+    runner: Runner, comfyui: Sim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may know a job and not tell its graph: so it is between the queue and the history."""
+    prompt_id = await runner.client.submit_workflow(image())
+    await runner.client.wait(prompt_id)
+    told = AsyncMock(return_value=None)
+    monkeypatch.setattr(runner.client, "sent", told)
+    assert (await runner.adopt(prompt_id)).workflow is None
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_what_the_server_has_forgotten_the_record_still_tells(
+    runner: Runner, comfyui: Sim, fails: bool
+) -> None:
+    graph = alone("SimFail", message="no", exception="ValueError") if fails else image()
+    ended = pytest.raises(JobFailed, match="no") if fails else nullcontext()
+    job = await runner.submit(graph)
+    with ended:
+        await runner.follow(job)
+    async with aiohttp.ClientSession() as session:
+        await session.post(f"{comfyui.url}/history", json={"clear": True})
+    async with (
+        ComfyClient(comfyui.url, poll=QUICK) as later,
+        Runner(later, runner.store, runner.output_dir) as other,
+    ):
+        with ended:
+            done = await other.complete(await other.adopt(job.prompt_id))
+            assert [saved.path.parent for saved in done.files] == [runner.output_dir]
+
+
+async def test_a_job_whose_graph_was_never_recorded_is_not_sent(runner: Runner, comfyui: Sim) -> None:
+    await runner.store.add(Job("bare", None, "", comfyui.url, 1.0))
+    (resumed,) = [done async for done in runner.resume()]
+    assert isinstance(resumed.error, StoreError)
+    assert ("POST", "/prompt") not in comfyui.requests
 
 
 async def test_a_run_without_a_watcher_and_without_files(runner: Runner) -> None:
@@ -127,6 +228,7 @@ async def test_what_was_never_sent_is_sent_by_resume_and_what_was_is_not(
 ) -> None:
     await comfyui.hold()
     sent = await runner.submit(image())
+    assert sent.workflow is not None
     unsent = runner._job(sent.workflow)
     await runner.store.add(unsent)
     await comfyui.release()

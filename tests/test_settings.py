@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,14 @@ from comfyflow.models import Timeouts
 from comfyflow.settings import (
     DEFAULT_URL,
     Settings,
+    age,
+    content_limit,
+    moment,
     normalise_url,
     request_headers,
     resolve,
     server_url,
+    shared_folder,
     without_credentials,
 )
 
@@ -154,3 +159,76 @@ def test_a_timeout_is_a_number_above_zero(seconds: float) -> None:
         resolve({}, timeout=seconds)
     with pytest.raises(UsageError, match=r"^--silence"):
         resolve({}, silence=seconds)
+
+
+# the record
+
+
+def test_the_shared_folder_is_the_flag_else_the_variable_else_none() -> None:
+    env = {"COMFYFLOW_SHARED": "/mnt/pictures"}
+    assert shared_folder(env, Path("here")) == Path("here")
+    assert shared_folder(env) == Path("/mnt/pictures")
+    assert shared_folder({"COMFYFLOW_SHARED": ""}) is None
+    assert resolve(env).shared == Path("/mnt/pictures")
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [("1", True), (" Yes ", True), ("on", True), ("0", False), ("no", False), ("", False)],
+)
+def test_keeping_contents_can_be_a_setting(text: str, kept: bool) -> None:
+    assert resolve({"COMFYFLOW_KEEP_CONTENT": text}).keep_content is kept
+    assert resolve({"COMFYFLOW_KEEP_CONTENT": text}, keep_content=True).keep_content
+
+
+def test_a_switch_that_is_neither_yes_nor_no_is_named() -> None:
+    with pytest.raises(UsageError, match="COMFYFLOW_KEEP_CONTENT: 'maybe' is neither yes nor no"):
+        resolve({"COMFYFLOW_KEEP_CONTENT": "maybe"})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30), ("90m", 5400), (" 2h ", 7200), ("1.5d", 129600), ("8 w", 8 * 604800), ("0d", 0)],
+)
+def test_spans_of_time(text: str, seconds: float) -> None:
+    assert age(text) == seconds
+    assert moment(text, 10_000_000.0) == 10_000_000.0 - seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("2026-11-01T18:30+01:00", datetime(2026, 11, 1, 17, 30, tzinfo=UTC)),
+        ("2026-11-01T18:30:00Z", datetime(2026, 11, 1, 18, 30, tzinfo=UTC)),
+        ("2026-11-01", datetime(2026, 11, 1).astimezone()),
+        ("2026-11-01 08:15", datetime(2026, 11, 1, 8, 15).astimezone()),
+    ],
+)
+def test_moments_are_iso_dates_in_local_time_unless_they_say_otherwise(text: str, at: datetime) -> None:
+    assert moment(text, 0.0) == at.timestamp()
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "2h ago", "-3d", "2026-13-01", "3", "1e9d"])
+def test_a_text_that_is_no_moment_is_shown_with_the_way_to_write_one(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--until: .* is no moment; write 90m, 2h, 3d"):
+        moment(text, 0.0, source="--until")
+
+
+@pytest.mark.parametrize("text", ["", "30", "d", "2026-11-01", "-3d"])
+def test_a_text_that_is_no_span_of_time_is_shown(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--older-than: .* is no span of time"):
+        age(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("", 100 * 2**20), ("5000", 5000), ("64k", 2**16), ("2M", 2**21), ("3GiB", 3 * 2**30), ("0", 0)],
+)
+def test_the_limit_for_kept_files_is_a_size(text: str, size: int) -> None:
+    assert content_limit({"COMFYFLOW_CONTENT_LIMIT": text}) == size
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "1.5G", "9" * 40])
+def test_what_is_no_size_is_told(text: str) -> None:
+    with pytest.raises(UsageError, match="COMFYFLOW_CONTENT_LIMIT"):
+        content_limit({"COMFYFLOW_CONTENT_LIMIT": text})

@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .archive import Archive, AssetFilter, RunFilter
     from .client import ComfyClient
+    from .embedded import Embedded
     from .errors import (
         BadAnswer,
         ComfyflowError,
@@ -22,13 +24,16 @@ if TYPE_CHECKING:
         JobTimeout,
         NotSupported,
         OutputUnavailable,
+        PostgresMissing,
         ServerError,
         ServerUnreachable,
         StoreError,
+        StoreUnavailable,
         UsageError,
         WorkflowInvalid,
         WorkflowRejected,
     )
+    from .journal import Journal
     from .models import (
         JobFailure,
         JobResult,
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
         Timeouts,
         UploadedFile,
     )
+    from .postgres import PostgresStore
     from .runner import Runner, RunResult
     from .store import Job, JobEvent, JobRecord, MemoryStore, Store
     from .workflow import Workflow
@@ -50,10 +56,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Archive",
+    "AssetFilter",
     "BadAnswer",
     "ComfyClient",
     "ComfyflowError",
     "DownloadError",
+    "Embedded",
     "Job",
     "JobCancelled",
     "JobError",
@@ -66,6 +75,7 @@ __all__ = [
     "JobState",
     "JobTimeout",
     "JobView",
+    "Journal",
     "MediaKind",
     "MemoryStore",
     "NotSupported",
@@ -73,7 +83,10 @@ __all__ = [
     "OutputText",
     "OutputUnavailable",
     "PollSchedule",
+    "PostgresMissing",
+    "PostgresStore",
     "Preview",
+    "RunFilter",
     "RunResult",
     "Runner",
     "SavedFile",
@@ -81,6 +94,7 @@ __all__ = [
     "ServerUnreachable",
     "Store",
     "StoreError",
+    "StoreUnavailable",
     "Timeouts",
     "UploadedFile",
     "UsageError",
@@ -91,10 +105,13 @@ __all__ = [
 ]
 
 _HOME = {
+    "Archive": "archive",
+    "AssetFilter": "archive",
     "BadAnswer": "errors",
     "ComfyClient": "client",
     "ComfyflowError": "errors",
     "DownloadError": "errors",
+    "Embedded": "embedded",
     "Job": "store",
     "JobCancelled": "errors",
     "JobError": "errors",
@@ -107,6 +124,7 @@ _HOME = {
     "JobState": "models",
     "JobTimeout": "errors",
     "JobView": "models",
+    "Journal": "journal",
     "MediaKind": "models",
     "MemoryStore": "store",
     "NotSupported": "errors",
@@ -114,7 +132,10 @@ _HOME = {
     "OutputText": "models",
     "OutputUnavailable": "errors",
     "PollSchedule": "models",
+    "PostgresMissing": "errors",
+    "PostgresStore": "postgres",
     "Preview": "models",
+    "RunFilter": "archive",
     "RunResult": "runner",
     "Runner": "runner",
     "SavedFile": "models",
@@ -122,6 +143,7 @@ _HOME = {
     "ServerUnreachable": "errors",
     "Store": "store",
     "StoreError": "errors",
+    "StoreUnavailable": "errors",
     "Timeouts": "models",
     "UploadedFile": "models",
     "UsageError": "errors",

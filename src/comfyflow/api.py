@@ -185,6 +185,14 @@ class Api:
         route = "/history" + ("" if prompt_id is None else f"/{_quoted(prompt_id)}")
         return await self._json(route, **({} if max_items is None else {"max_items": str(max_items)}))
 
+    async def sent(self, prompt_id: str) -> protocol.SentPrompt | None:
+        """The prompt of a job, from GET /history/{id}, else from GET /queue; None when it is in neither."""
+        for route in (f"/history/{_quoted(prompt_id)}", "/queue", f"/history/{_quoted(prompt_id)}"):
+            found = await self._get(route)
+            if sent := self._read("GET", *found, lambda body: protocol.parse_sent(body, prompt_id)):
+                return sent
+        return None
+
     async def job(self, prompt_id: str) -> JobLook:
         """GET /api/jobs/{id} (since 0.6)."""
         async with self._open("GET", f"/api/jobs/{_quoted(prompt_id)}") as answer:

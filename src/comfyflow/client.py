@@ -262,6 +262,11 @@ class ComfyClient:
         found = await self._api.histories(prompt_id, max_items)
         return found if isinstance(found, dict) else {}
 
+    async def sent(self, prompt_id: str) -> protocol.SentPrompt | None:
+        """The graph of a job that anybody sent, and the client id named with it; None when the server no
+        longer has it. Raises ServerError."""
+        return await self._api.sent(prompt_id)
+
     async def system_stats(self) -> dict[str, Any]:
         """Version, devices and memory of the server (sizes in bytes). Raises ServerError."""
         return await self._api.system_stats()

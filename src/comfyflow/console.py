@@ -1,24 +1,29 @@
 """How a command speaks and how it ends: results on stdout, messages on stderr, exit codes, signals."""
 
+# ruff: noqa: PLC0415 - rich takes 0.13 s to import and is needed on a terminal only
+
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
-from . import report
+from . import report, tables
 from .errors import ComfyflowError, JobError, ServerUnreachable, WorkflowRejected
 from .exits import ExitCode, exit_code
 from .workflow import Workflow
 
 T = TypeVar("T")
+UNBROKEN = ("ID", "JOB")  # columns that stay in one line on the narrowest terminal
+KEEPERS = ("contents", "embedded", "journal", "postgres")  # the modules whose warnings are about the record
 
 
 class Interrupted(Exception):
@@ -38,9 +43,7 @@ class Call:
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """The outermost edge: every error becomes a message and an exit code."""
-        logging.basicConfig(
-            format="%(name)s: %(message)s", level=logging.INFO if self.verbose else logging.ERROR
-        )
+        self._log()
         try:
             yield
         except ComfyflowError as error:
@@ -53,6 +56,13 @@ class Call:
                 f"comfyflow did not foresee this ({said}): please report it with what the option -v prints"
             ]
             raise self._failed(error, lines + _trace(error, self.verbose)) from error
+
+    def _log(self) -> None:
+        """What happens is told on request only; that a record is in danger always."""
+        usual = logging.INFO if self.verbose else logging.ERROR
+        logging.basicConfig(format="%(name)s: %(message)s", level=usual)
+        for name in KEEPERS:
+            logging.getLogger(f"comfyflow.{name}").setLevel(min(usual, logging.WARNING))
 
     def _lines(self, error: ComfyflowError) -> list[str]:
         lines = report.error_lines(error, self.workflow, verbose=self.verbose)
@@ -75,26 +85,72 @@ class Call:
         """The result: one document with --json, else lines."""
         self.emit([report.dump(document)] if self.as_json else lines)
 
+    def table(
+        self, document: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]]
+    ) -> None:
+        """A list: one document with --json, a drawn table on a terminal, else plain columns."""
+        drawable = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        if drawable and not self.as_json:
+            _draw(columns, rows)
+        else:
+            self.answer(document, tables.aligned(columns, rows))
+
     def emit(self, lines: Iterable[str]) -> None:
         """Write to stdout. A reader that has gone away (`| head -1`) is no fault."""
         text = "".join(f"{line}\n" for line in lines)
         if sys.stdout is None:  # closed by whoever called us (`>&-`)
             return
-        try:
+        with _written():
             sys.stdout.flush()
             with suppress(AttributeError):  # a stand-in for stdout has no buffer
                 sys.stdout.buffer.write(_encoded(text))
                 text = ""
             sys.stdout.write(text)
+
+    @contextmanager
+    def stream(self) -> Iterator[TextIO]:
+        """stdout for what is long: UTF-8, line ends as they are written."""
+        if sys.stdout is None:
+            with open(os.devnull, "w", encoding="utf-8") as nowhere:
+                yield nowhere
+            return
+        with _written():
             sys.stdout.flush()
-        except OSError as error:
-            # Python flushes once more at its end and would complain then.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if not isinstance(
-                error, BrokenPipeError
-            ):  # a full disk, say: the caller must not take it for done
-                tell([f"comfyflow: the result could not be written to stdout: {error.strerror}"])
-                raise SystemExit(int(ExitCode.FAILED)) from error
+            stream = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="")
+            try:
+                yield stream
+                stream.flush()
+            finally:
+                with suppress(OSError):  # said already
+                    stream.detach()
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Writing to stdout, to the end. A reader that has gone away (`| head -1`) is no fault."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        # Python flushes once more at its end and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # a full disk, say: the caller must not take it for done
+            tell([f"comfyflow: the result could not be written to stdout: {error.strerror}"])
+            raise SystemExit(int(ExitCode.FAILED)) from error
+
+
+def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:  # nothing is cut: ids and paths are there to be copied
+        drawn.add_column(name, overflow="fold", no_wrap=name in UNBROKEN)
+    for row in rows:
+        drawn.add_row(*map(Text, row))  # as it is: brackets in a prompt are no markup
+    Console().print(drawn)
 
 
 def _encoded(text: str) -> bytes:

@@ -14,7 +14,9 @@ ComfyflowError
 │  └─ JobTimeout              also a TimeoutError
 ├─ DownloadError              .output .reason
 │  └─ OutputUnavailable       listed by the server, but gone
-├─ StoreError
+├─ StoreError                                        the database refuses, or the record is wrong
+│  └─ StoreUnavailable       it cannot be reached now; later it may
+│     └─ PostgresMissing     there is none on this machine
 └─ UsageError                a flag, a variable or a file name that cannot be used
 
 The text of an error is one sentence that says what happened and what to do. Errors carry data, nobody has to
@@ -175,7 +177,16 @@ class OutputUnavailable(DownloadError):
 
 
 class StoreError(ComfyflowError):
-    """The record of jobs could not be read or written."""
+    """The record of jobs could not be read or written, and trying again will not help by itself."""
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot be reached, or cannot take anything now. What was to be written waits in the
+    journal."""
+
+
+class PostgresMissing(StoreUnavailable):
+    """No database was named, and this machine has no PostgreSQL that could be started."""
 
 
 class UsageError(ComfyflowError):

@@ -412,6 +412,33 @@ def _items(rows: list[_Item]) -> Iterator[QueueItem]:
     return (QueueItem(row.prompt_id, row.number) for row in rows)
 
 
+@dataclass(frozen=True, slots=True)
+class SentPrompt:
+    """What somebody sent, as the server keeps it: the graph, and the client that was named with it."""
+
+    graph: Mapping[str, Any]
+    client_id: str = ""
+
+
+def parse_sent(body: bytes, prompt_id: str) -> SentPrompt | None:
+    """A job's own prompt, from GET /history/{id} or from GET /queue; None when it is not in there.
+
+    Both hold rows of number, id, graph, extra data and outputs (execution.py, 0.3.64 and 0.27.0; recordings
+    01 and 05).
+    """
+    found = _mapping(parse_json(body))
+    queued = [*_rows(found.get("queue_running")), *_rows(found.get("queue_pending"))]
+    for row in [_mapping(found.get(prompt_id)).get("prompt"), *queued]:
+        match row:
+            case [_, str(known), dict(graph), extra, *_] if known == prompt_id:
+                return SentPrompt(graph, str(_mapping(extra).get("client_id") or ""))
+    return None
+
+
+def _rows(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def parse_remaining(body: bytes) -> int:
     """GET /prompt: how many jobs the server has, the running one included."""
     return _lenient(body, _STATUS_INFO).exec_info.queue_remaining

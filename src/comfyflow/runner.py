@@ -12,10 +12,12 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Iterator,
     Mapping,
 )
-from contextlib import aclosing, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from math import isinf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -25,15 +27,24 @@ import anyio
 
 from . import download
 from .client import ComfyClient
-from .errors import ComfyflowError, DownloadError, JobError, ServerUnreachable, StoreError
+from .errors import (
+    ComfyflowError,
+    DownloadError,
+    JobError,
+    JobLost,
+    ServerUnreachable,
+    StoreError,
+    WorkflowInvalid,
+    error_of,
+)
 from .models import JobFailure, JobResult, JobState, JobView, SavedFile
 from .shield import to_the_end
-from .store import Job, JobEvent, Store
+from .store import Accepted, Added, Advanced, Job, JobEvent, Kept, Store, ending
 from .workflow import Workflow
 
 T = TypeVar("T")
 OnView = Callable[[JobView], None]
-LAST_WORDS = 5.0  # s for writing down an outcome although the caller was cancelled
+LAST_WORDS = 30.0  # s for writing down an outcome although the caller was cancelled; stores give up sooner
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +68,9 @@ class Runner:
     """Run workflows on one server, keep their files in `output_dir`, and record everything in `store`.
 
     `downloads` files are fetched at once. Where ComfyUI's own output folder is mounted here, `comfyui_output`
-    names it and files are taken from there. The client is used, not opened or closed.
+    names it and files are taken from there. Paths are recorded relative to `shared`, a folder that others
+    mount too, where `output_dir` is inside it, else relative to `output_dir`. `keep_content` puts the bytes
+    of files into the store as well. The client and the store are used, not opened or closed.
     """
 
     def __init__(
@@ -69,8 +82,12 @@ class Runner:
         downloads: int = 4,
         comfyui_output: Path | str | None = None,
         allow_partial: bool = False,
+        shared: Path | str | None = None,
+        keep_content: bool = False,
     ) -> None:
         self.client, self.store, self.output_dir = client, store, Path(output_dir)
+        self._root = _root(self.output_dir, shared)
+        self._keep_content = keep_content
         self._mounted = None if comfyui_output is None else Path(comfyui_output)
         self._allow_partial = allow_partial
         self._downloads = downloads
@@ -107,13 +124,42 @@ class Runner:
         its `prompt_id`.
         """
         started = time.monotonic()
-        try:
-            result = await self._follow(job, on_view, timeout)
+        with _named(job):
+            result = await self._followed(job, on_view, timeout)
             files = await self._save(job, result)
-        except ComfyflowError as error:
-            error.prompt_id = job.prompt_id
-            raise
         return RunResult(job, result, files, time.monotonic() - started)
+
+    async def follow(
+        self, job: Job, *, on_view: OnView | None = None, timeout: float | None = None
+    ) -> JobResult:
+        """Like `complete` (`timeout` in seconds), but its files stay on the server: only the outcome is
+        recorded."""
+        with _named(job):
+            result = await self._followed(job, on_view, timeout)
+            await self._record(job, result)
+        return result
+
+    async def adopt(self, prompt_id: str) -> Job:
+        """A job by its id: as the store knows it, else as the server does; it is recorded then.
+
+        For jobs that somebody else sent. Its `workflow` is None when the server no longer tells the graph.
+        Raises ServerError, StoreError, and JobLost for an id that neither of them knows: nothing is recorded
+        then.
+        """
+        with suppress(StoreError):  # a record that cannot be read: the server may still know the job
+            if (record := await self.store.get(prompt_id)) is not None:
+                return record.job
+        if (sent := await self.client.sent(prompt_id)) is None:
+            view = await self.client.poll_status(prompt_id)
+            if view.state is JobState.LOST:
+                raise JobLost(f"job {prompt_id} is known neither to the server nor to the record", view=view)
+        workflow = None
+        with suppress(WorkflowInvalid):
+            workflow = None if sent is None else Workflow.load(sent.graph)
+        client_id = "" if sent is None else sent.client_id
+        job = Job(prompt_id, workflow, client_id, str(self.client.server), time.time())
+        await self.store.write(Added(job), Advanced(prompt_id, JobState.SUBMITTED))
+        return job
 
     async def run(
         self,
@@ -190,6 +236,8 @@ class Runner:
             return RunResult(job, None, (), time.monotonic() - started, error)
 
     async def _send(self, job: Job) -> Job:
+        if job.workflow is None:
+            raise StoreError(f"job {job.prompt_id} cannot be sent: its graph was never recorded")
         try:
             prompt_id = await self.client.submit_workflow(
                 job.workflow, prompt_id=job.prompt_id, allow_partial=self._allow_partial
@@ -201,39 +249,55 @@ class Runner:
                 failure = JobFailure(str(error), exception_type=type(error).__name__)
                 await self._record(job, JobResult(job.prompt_id, JobState.FAILED, failure=failure))
             raise
-        await self.store.accepted(job, prompt_id)
-        await self.store.log(JobEvent(prompt_id, "submitted", {"server": job.server}))
+        told = JobEvent(prompt_id, "submitted", {"server": job.server})
+        await self.store.write(Accepted(job, prompt_id), told)
         return replace(job, prompt_id=prompt_id)
 
-    async def _follow(self, job: Job, on_view: OnView | None, timeout: float | None) -> JobResult:
+    async def _followed(self, job: Job, on_view: OnView | None, timeout: float | None) -> JobResult:
+        budget = self.client.timeout.total if timeout is None else timeout  # as in `ComfyClient.wait`
         try:
-            if on_view is None:
-                return await self.client.wait(job.prompt_id, timeout=timeout)
-            return await self._watched(job, on_view, timeout)
+            with anyio.move_on_after(budget) as spent:
+                await self._show(job, on_view)
+                return await self.client.wait(job.prompt_id, timeout=_left(spent))
+            return await self.client.wait(job.prompt_id, timeout=0)  # raises the error that belongs here
+        except JobLost as error:
+            return await self._remembered(job, error)
         except JobError as error:
             if error.view.result is not None:
                 await self._record(job, error.view.result)
             raise
 
-    async def _watched(self, job: Job, on_view: OnView, timeout: float | None) -> JobResult:
-        budget = self.client.timeout.total if timeout is None else timeout  # as in `ComfyClient.wait`
-        with anyio.move_on_after(budget):
-            await self._show(job, on_view)
-        return await self.client.wait(job.prompt_id, timeout=0)  # the result, or the error that belongs here
+    async def _remembered(self, job: Job, lost: JobLost) -> JobResult:
+        """What the server has forgotten since, the record may still tell; else the job is lost."""
+        record = None
+        with suppress(StoreError):
+            record = await self.store.get(job.prompt_id)
+        if record is None or record.result is None:
+            assert lost.view.result is not None
+            await self._record(job, lost.view.result)
+            raise lost
+        if (error := error_of(JobView(job.prompt_id, record.state, result=record.result))) is not None:
+            raise error
+        return record.result
 
-    async def _show(self, job: Job, on_view: OnView) -> None:
+    async def _show(self, job: Job, on_view: OnView | None) -> None:
+        """Show each view, and write down that the job runs. Nobody looks: that is all there is to see."""
+        running = False
         async with aclosing(self.client.watch(job.prompt_id)) as views:
             async for view in views:
-                on_view(view)
-                await self._advance(view)
-
-    async def _advance(self, view: JobView) -> None:
-        if view.state is JobState.RUNNING:
-            await self.store.advance(view.prompt_id, view.state)
+                if on_view is not None:
+                    on_view(view)
+                if not running and view.state is JobState.RUNNING:
+                    running = True
+                    started = Advanced(job.prompt_id, JobState.RUNNING), JobEvent(job.prompt_id, "started")
+                    await self.store.write(*started, lazily=True)
+                if on_view is None and view.state.rank >= JobState.RUNNING.rank:
+                    return
 
     async def _save(self, job: Job, result: JobResult) -> tuple[SavedFile, ...]:
         if result.outputs:
-            await self.store.log(JobEvent(job.prompt_id, "download_started", {"files": len(result.outputs)}))
+            begun = JobEvent(job.prompt_id, "download_started", {"files": len(result.outputs)})
+            await self.store.write(Advanced(job.prompt_id, JobState.FINISHING), begun, lazily=True)
         try:
             files = await download.save_all(
                 self.client.source,
@@ -250,17 +314,35 @@ class Runner:
 
     async def _record(self, job: Job, result: JobResult, files: tuple[SavedFile, ...] = ()) -> None:
         """The outcome is written even when the caller has just been cancelled."""
+        written = self.store.write(*ending(job, result, files, root=self._root))
         try:
-            await to_the_end(self._written(job, result, files), LAST_WORDS)
+            await to_the_end(written, LAST_WORDS)
         except TimeoutError as error:
             text = f"the outcome of job {job.prompt_id} could not be recorded in {LAST_WORDS:g} s"
             raise StoreError(text) from error
+        if self._keep_content and files:
+            await self.store.write(*map(Kept, files))
 
-    async def _written(self, job: Job, result: JobResult, files: tuple[SavedFile, ...]) -> None:
-        detail = {} if result.failure is None else {"reason": result.failure.message}
-        kind = "finished" if result.state is JobState.SUCCEEDED else result.state.value
-        await self.store.finish(job.prompt_id, result, files)
-        await self.store.log(JobEvent(job.prompt_id, kind, detail))
+
+def _root(output_dir: Path, shared: Path | str | None) -> Path:
+    """What recorded paths are relative to."""
+    inside = shared is not None and output_dir.absolute().is_relative_to(Path(shared).absolute())
+    return Path(shared).absolute() if shared is not None and inside else output_dir.absolute()
+
+
+def _left(scope: anyio.CancelScope) -> float | None:
+    """Seconds until the scope's deadline, None without one."""
+    return None if isinf(scope.deadline) else max(0.0, scope.deadline - anyio.current_time())
+
+
+@contextmanager
+def _named(job: Job) -> Iterator[None]:
+    """An error that passes through tells which job it belongs to."""
+    try:
+        yield
+    except ComfyflowError as error:
+        error.prompt_id = job.prompt_id
+        raise
 
 
 async def _iterated(source: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from math import isfinite
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -15,9 +16,14 @@ from .models import Timeouts
 DEFAULT_URL = "http://127.0.0.1:8188"
 DEFAULT_PORT = 8188  # ComfyUI's own (comfy/cli_args.py, 0.27.0)
 DEFAULT_OUTPUT = "comfyflow-output"
+DEFAULT_CONTENT_LIMIT = "100M"
 URL_VARIABLES = ("COMFYFLOW_URL", "COMFYUI_URL", "COMFYUI_HOST")  # the first that is set wins
 
 _EXAMPLE = "write it like http://127.0.0.1:8188 or 192.168.1.5:8188"
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}  # s
+_AGE = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)\s*([smhdw])")
+_SIZE = re.compile(r"([0-9]{1,12})([kKmMgG]?)(?:i?B)?")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, 5.6.2
 _LISTEN_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -26,6 +32,7 @@ _LISTEN_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 class Settings:
     """What every command needs to know. `timeouts` are in seconds, `output` is the folder for results.
 
+    `shared` is the folder that recorded paths are relative to, `keep_content` puts files into the database.
     `url` may hold credentials (the client takes them out); show `shown_url` instead.
     """
 
@@ -33,6 +40,8 @@ class Settings:
     output: Path = Path(DEFAULT_OUTPUT)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeouts: Timeouts = field(default_factory=Timeouts)
+    shared: Path | None = None
+    keep_content: bool = False
 
     @property
     def shown_url(self) -> str:
@@ -48,6 +57,8 @@ def resolve(
     headers: Iterable[str] = (),
     timeout: float | None = None,
     silence: float | None = None,
+    shared: Path | None = None,
+    keep_content: bool = False,
 ) -> Settings:
     """Settings from flags, else the environment, else the defaults. An empty variable counts as not set.
 
@@ -63,7 +74,60 @@ def resolve(
             silence=usual.silence if silence is None else _seconds("--silence", silence),
             total=usual.total if timeout is None else _seconds("--timeout", timeout),
         ),
+        shared=shared_folder(env, shared),
+        keep_content=keep_content or _switch(env, "COMFYFLOW_KEEP_CONTENT"),
     )
+
+
+def shared_folder(env: Mapping[str, str], flag: Path | None = None) -> Path | None:
+    """The folder that others mount too: the flag, else COMFYFLOW_SHARED, else none."""
+    named = env.get("COMFYFLOW_SHARED")
+    return flag if flag is not None else Path(named) if named else None
+
+
+def moment(text: str, now: float, *, source: str = "--since") -> float:
+    """The moment that a text means, in seconds since the Unix epoch: `2h` or `3d` ago, or an ISO date.
+
+    A date without a time zone is one of this machine's. Raises UsageError.
+    """
+    if (match := _AGE.fullmatch(text.strip())) is not None:
+        return now - _in_seconds(match)
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(
+            f"{source}: {text!r} is no moment; write 90m, 2h, 3d, 2026-11-01 or 2026-11-01T18:30+01:00"
+        ) from error
+
+
+def age(text: str, *, source: str = "--older-than") -> float:
+    """The span of time that a text means, in seconds: a number with s, m, h, d or w. Raises UsageError."""
+    if (match := _AGE.fullmatch(text.strip())) is None:
+        raise UsageError(f"{source}: {text!r} is no span of time; write it like 12h, 30d or 8w")
+    return _in_seconds(match)
+
+
+def content_limit(env: Mapping[str, str]) -> int:
+    """The size in bytes up to which `keep_content` puts a file into the database: COMFYFLOW_CONTENT_LIMIT, as
+    bytes or like 64k, 100M or 2G. Raises UsageError."""
+    text = env.get("COMFYFLOW_CONTENT_LIMIT", "").strip() or DEFAULT_CONTENT_LIMIT
+    if (match := _SIZE.fullmatch(text)) is None:
+        raise UsageError(
+            f"COMFYFLOW_CONTENT_LIMIT: {text!r} is no size; write bytes, or like 64k, 100M or 2G"
+        )
+    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
+
+
+def _in_seconds(match: re.Match[str]) -> float:
+    number, unit = match.groups()
+    return float(number) * _UNITS[unit]
+
+
+def _switch(env: Mapping[str, str], name: str) -> bool:
+    text = env.get(name, "").strip().lower()
+    if text in _TRUE | _FALSE:
+        return text in _TRUE
+    raise UsageError(f"{name}: {env[name]!r} is neither yes nor no; write 1 or 0")
 
 
 def server_url(env: Mapping[str, str], flag: str | None = None) -> str:

@@ -1,10 +1,14 @@
-"""What is remembered about jobs: the `Store` protocol, and `MemoryStore`, which forgets with the process."""
+"""What is remembered about jobs: the entries that are written, the `Store` protocol, and `MemoryStore`,
+which forgets with the process."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
+from uuid import NAMESPACE_URL, uuid4, uuid5
 
 from .errors import StoreError
 from .models import JobResult, JobState, SavedFile
@@ -13,22 +17,86 @@ from .workflow import Workflow
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One workflow that was, or will be, sent. `created_at` in seconds since the Unix epoch."""
+    """One workflow that was, or will be, sent. `created_at` in seconds since the Unix epoch.
+
+    `workflow` is None for a job that somebody else sent and whose graph the server no longer tells.
+    """
 
     prompt_id: str
-    workflow: Workflow
+    workflow: Workflow | None
     client_id: str
     server: str
     created_at: float
 
+    @property
+    def prompt_text(self) -> str | None:
+        """The positive prompt of its workflow, one text a line; None where there is none, or no workflow."""
+        return None if self.workflow is None else self.workflow.prompt_text
+
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """A line of a job's log: "submitted", "download_started", "finished", "failed", ..."""
+    """A line of a job's log: "submitted", "download_started", "finished", "failed", ...
+
+    `at` (seconds since the Unix epoch) and `event_id` come by themselves; an event that is written twice is
+    there once.
+    """
 
     prompt_id: str
     kind: str
     detail: Mapping[str, Any] = field(default_factory=dict)
+    at: float = field(default_factory=time.time, compare=False)
+    event_id: str = field(default_factory=lambda: str(uuid4()), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A job is known before it is sent."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The server took the job, under the id `prompt_id` (servers before 0.3.45 choose another one)."""
+
+    job: Job
+    prompt_id: str
+    at: float = field(default_factory=time.time, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """The job has got to `state`."""
+
+    prompt_id: str
+    state: JobState
+    at: float = field(default_factory=time.time, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The job's one outcome, with its files.
+
+    `root` is the folder that paths are told relative to, so that others who mount it find them; None means
+    the folder of each file.
+    """
+
+    job: Job
+    result: JobResult
+    files: tuple[SavedFile, ...] = ()
+    root: Path | None = None
+    at: float = field(default_factory=time.time, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The bytes of this file are to be in the database too."""
+
+    file: SavedFile
+
+
+Entry = Added | Accepted | Advanced | JobEvent | Finished | Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +112,11 @@ class JobRecord:
 
 class Store(Protocol):
     """Where jobs are recorded. Every method may raise StoreError; states only move forward; writing twice
-    changes nothing."""
+    changes nothing. To make one, subclass it and give it `write`, `get` and `unfinished`."""
 
-    async def add(self, job: Job) -> None:
-        """Know a job before it is sent."""
-
-    async def accepted(self, job: Job, prompt_id: str) -> None:
-        """The server took the job, under this id (servers before 0.3.45 choose another one than we did)."""
-
-    async def advance(self, prompt_id: str, state: JobState) -> None:
-        """The job has got to `state`; an earlier or equal one than recorded is ignored."""
-
-    async def log(self, event: JobEvent) -> None:
-        """Add a line to the job's log."""
-
-    async def finish(self, prompt_id: str, result: JobResult, files: tuple[SavedFile, ...]) -> None:
-        """The job's one outcome, with its files. A second outcome is ignored."""
+    async def write(self, *entries: Entry, lazily: bool = False) -> None:
+        """Write entries, in this order, all or none. `lazily`: soon is enough, together with what comes
+        next. Raises StoreError for a job that was never added."""
 
     async def get(self, prompt_id: str) -> JobRecord | None:
         """What is known of a job."""
@@ -67,42 +124,60 @@ class Store(Protocol):
     def unfinished(self) -> AsyncIterator[Job]:
         """Every job without an outcome, oldest first."""
 
+    async def add(self, job: Job) -> None:
+        """Know a job before it is sent. Raises StoreError when the id is taken by another job."""
+        await self.write(Added(job))
 
-class MemoryStore:
+    async def accepted(self, job: Job, prompt_id: str) -> None:
+        """The server took the job, under this id (servers before 0.3.45 choose another one than we did)."""
+        await self.write(Accepted(job, prompt_id))
+
+    async def advance(self, prompt_id: str, state: JobState) -> None:
+        """The job has got to `state`; an earlier or equal one than recorded is ignored."""
+        await self.write(Advanced(prompt_id, state))
+
+    async def log(self, event: JobEvent) -> None:
+        """Add a line to the job's log."""
+        await self.write(event)
+
+    async def finish(
+        self, job: Job, result: JobResult, files: tuple[SavedFile, ...] = (), *, root: Path | None = None
+    ) -> None:
+        """The job's one outcome, with its files and a line in its log; a second outcome is ignored."""
+        await self.write(*ending(job, result, files, root=root))
+
+
+def ending(
+    job: Job, result: JobResult, files: tuple[SavedFile, ...] = (), *, root: Path | None = None
+) -> tuple[Finished, JobEvent]:
+    """An outcome and its line in the log: what `Store.finish` writes in one transaction."""
+    kind = "finished" if result.state is JobState.SUCCEEDED else result.state.value
+    told = result.failure
+    detail: dict[str, Any] = {"files": len(files)} if told is None else {"reason": told.message}
+    line = JobEvent(job.prompt_id, kind, detail, event_id=outcome_id(job.prompt_id))
+    return Finished(job, result, files, root), line
+
+
+def outcome_id(prompt_id: str) -> str:
+    """The `event_id` of a job's outcome: always the same, so that there is one line, whoever writes it."""
+    return str(uuid5(NAMESPACE_URL, f"comfyflow:outcome:{prompt_id}"))
+
+
+class MemoryStore(Store):
     """A store that lives as long as this object. Keeps every record, so give long programs a real one."""
 
     def __init__(self) -> None:
         self._records: dict[str, JobRecord] = {}
 
-    async def add(self, job: Job) -> None:
-        """See Store. Raises StoreError when the id is taken by another job."""
-        if self._records.setdefault(job.prompt_id, JobRecord(job)).job != job:
-            raise StoreError(f"there is already another job {job.prompt_id}: use a new prompt id")
-
-    async def accepted(self, job: Job, prompt_id: str) -> None:
-        """See Store."""
-        if prompt_id not in self._records:
-            record = self._record(job.prompt_id)
-            del self._records[job.prompt_id]
-            self._records[prompt_id] = replace(record, job=replace(job, prompt_id=prompt_id))
-        await self.advance(prompt_id, JobState.QUEUED)
-
-    async def advance(self, prompt_id: str, state: JobState) -> None:
-        """See Store."""
-        record = self._record(prompt_id)
-        if state.rank > record.state.rank:
-            self._records[prompt_id] = replace(record, state=state)
-
-    async def log(self, event: JobEvent) -> None:
-        """See Store."""
-        record = self._record(event.prompt_id)
-        self._records[event.prompt_id] = replace(record, events=(*record.events, event))
-
-    async def finish(self, prompt_id: str, result: JobResult, files: tuple[SavedFile, ...]) -> None:
-        """See Store."""
-        record = self._record(prompt_id)
-        if record.result is None:
-            self._records[prompt_id] = replace(record, state=result.state, result=result, files=files)
+    async def write(self, *entries: Entry, lazily: bool = False) -> None:
+        """See Store. `lazily` makes no difference here."""
+        before = dict(self._records)
+        try:
+            for entry in entries:
+                self._write(entry)
+        except StoreError:
+            self._records = before
+            raise
 
     async def get(self, prompt_id: str) -> JobRecord | None:
         """See Store."""
@@ -110,11 +185,48 @@ class MemoryStore:
 
     async def unfinished(self) -> AsyncIterator[Job]:
         """See Store."""
-        for record in list(self._records.values()):
+        records = sorted(self._records.values(), key=lambda record: record.job.created_at)
+        for record in records:
             if record.result is None:
                 yield record.job
 
+    def _write(self, entry: Entry) -> None:
+        match entry:
+            case Added(job):
+                if self._records.setdefault(job.prompt_id, JobRecord(job)).job != job:
+                    raise StoreError(f"there is already another job {job.prompt_id}: use a new prompt id")
+            case Accepted(job, prompt_id):
+                self._accept(job, prompt_id)
+            case Advanced(prompt_id, state):
+                self._advance(prompt_id, state)
+            case JobEvent():
+                self._log(entry)
+            case Finished(job, result, files):
+                self._finish(job.prompt_id, result, files)
+
+    def _accept(self, job: Job, prompt_id: str) -> None:
+        if prompt_id not in self._records:
+            record = self._record(job.prompt_id)
+            del self._records[job.prompt_id]
+            self._records[prompt_id] = replace(record, job=replace(record.job, prompt_id=prompt_id))
+        self._advance(prompt_id, JobState.QUEUED)
+
+    def _advance(self, prompt_id: str, state: JobState) -> None:
+        record = self._record(prompt_id)
+        if state.rank > record.state.rank:
+            self._records[prompt_id] = replace(record, state=state)
+
+    def _log(self, event: JobEvent) -> None:
+        record = self._record(event.prompt_id)
+        if event.event_id not in {known.event_id for known in record.events}:
+            self._records[event.prompt_id] = replace(record, events=(*record.events, event))
+
+    def _finish(self, prompt_id: str, result: JobResult, files: tuple[SavedFile, ...]) -> None:
+        record = self._record(prompt_id)
+        if record.result is None:
+            self._records[prompt_id] = replace(record, state=result.state, result=result, files=files)
+
     def _record(self, prompt_id: str) -> JobRecord:
         if (record := self._records.get(prompt_id)) is None:
-            raise StoreError(f"no job {prompt_id} is recorded")
+            raise StoreError(f"no job {prompt_id} is recorded: add it first")
         return record

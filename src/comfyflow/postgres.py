@@ -1,0 +1,497 @@
+"""The record in PostgreSQL: one statement for each write, and the journal for what cannot be written now."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import chain
+from operator import itemgetter
+from types import EllipsisType, TracebackType
+from typing import Any, Self, TypeVar
+
+import asyncpg
+from anyio import to_thread
+
+from . import contents, migrations
+from .database import Connections, translated
+from .dsn import Database
+from .errors import StoreError, StoreUnavailable
+from .journal import Draining, Journal
+from .rows import Batch, Row, batch_of, cleaned, job_of, kept_file, record_of
+from .shield import to_the_end
+from .statements import GET, RENAME, UNFINISHED, statement_for
+from .store import Advanced, Entry, Job, JobEvent, JobRecord, Store
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # s between two attempts to reach a database that is away
+DISK = 60.0  # s that the journal's disk gets
+LANES, GROUP = 2, 20  # statements under way at once, and writes in one of them
+_OF_THE_DATA = (  # what the database will refuse again and again
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
+
+
+class _Refused(StoreError):
+    """The fault is in what was to be written: no database will ever take it."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """Writes of several callers that go to the database as one. `done` says False when that did not work out
+    and each has to go on its own."""
+
+    batches: list[Batch]
+    done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def takes(self, batch: Batch) -> bool:
+        """One job never twice: what two callers say of it may not fit together."""
+        mine = {run["prompt_id"] for one in self.batches for run in one.runs}
+        return len(self.batches) < GROUP and mine.isdisjoint(run["prompt_id"] for run in batch.runs)
+
+    def merged(self) -> Batch:
+        if len(self.batches) == 1:
+            return self.batches[0]
+        runs = sorted(chain(*(one.runs for one in self.batches)), key=itemgetter("prompt_id"))
+        assets = chain(*(one.assets for one in self.batches))
+        return Batch(tuple(runs), tuple(assets), tuple(chain(*(one.events for one in self.batches))))
+
+
+class PostgresStore(Store):
+    """Records jobs in PostgreSQL. Make one with `open`; use it in `async with`, or close it.
+
+    Where there is a journal, no write raises because of the database: what it cannot take now goes to the
+    journal, `fault` says why, and a later write tries again. Only what no database could take is raised: an
+    unknown job, an id that another job has.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        journal: Journal | None,
+        *,
+        migrate: bool = False,
+        patience: float = 10.0,
+        linger: float = 1.0,
+        content_limit: int = 100 * 2**20,
+    ) -> None:
+        """`patience` and `linger` in seconds, `content_limit` in bytes: see `open`."""
+        self.connections = connections
+        self.fault: StoreError | None = None
+        self._journal, self._target = journal, connections.database.target
+        self._migrate, self._patience, self._linger = migrate, patience, linger
+        self._content_limit = content_limit
+        self._ready = self._closed = False
+        self._preparing, self._draining = asyncio.Lock(), asyncio.Lock()
+        self._lanes = asyncio.Semaphore(LANES)
+        self._gathering: _Group | None = None
+        self._held: list[Entry] = []
+        self._timer: asyncio.Task[None] | None = None
+        # While the journal holds something of ours, whatever follows goes there too: the order stays.
+        self._behind = False
+        self._appended = 0
+        self._catching: asyncio.Task[None] | None = None
+        self._pause, self._again_at = FIRST_PAUSE, 0.0
+
+    @classmethod
+    async def open(
+        cls,
+        source: str | Database,
+        *,
+        migrate: bool = False,
+        journal: Journal | EllipsisType | None = ...,
+        required: bool = True,
+        patience: float = 10.0,
+        linger: float = 1.0,
+        content_limit: int = 100 * 2**20,
+        min_size: int = 0,
+        max_size: int = 10,
+        connect_timeout: float = 10.0,
+        statement_timeout: float = 60.0,
+        lock_timeout: float = 10.0,
+    ) -> Self:
+        """A store on the database of a DSN. `migrate` brings its tables up to date first.
+
+        `journal` is the user's own unless another one is given; with None every fault is raised. What waits
+        in it for this database is written now. Unless `required`, a database that cannot be used raises
+        nothing here: see `fault`.
+
+        All times are seconds. A write that takes longer than `patience` goes to the journal; what is written
+        lazily waits for `linger` at most. `content_limit`: the bytes of larger files are not kept. Sizes are
+        numbers of connections; they and the timeouts are those of `Connections.open`. Raises StoreError.
+        """
+        connections = await Connections.open(
+            source,
+            min_size=min_size,
+            max_size=max_size,
+            connect_timeout=connect_timeout,
+            statement_timeout=statement_timeout,
+            lock_timeout=lock_timeout,
+        )
+        chosen = Journal() if isinstance(journal, EllipsisType) else journal
+        store = cls(
+            connections,
+            chosen,
+            migrate=migrate,
+            patience=patience,
+            linger=linger,
+            content_limit=content_limit,
+        )
+        try:
+            await store._begin(required)
+        except BaseException:
+            await connections.close()
+            raise
+        return store
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # -- writing --
+
+    async def write(self, *entries: Entry, lazily: bool = False) -> None:
+        """See Store. Raises StoreError for what no database could take; without a journal, for every fault.
+
+        A cancelled write has happened or not. An outcome is not lost by that: it goes to the journal.
+        """
+        if self._closed:
+            raise StoreError("the store is closed: open it again")
+        if lazily and all(isinstance(entry, Advanced | JobEvent) for entry in entries):
+            self._held += entries
+            if self._timer is None or self._timer.done():
+                self._timer = asyncio.create_task(self._write_later())
+        else:
+            await self._write(entries)
+
+    async def flush(self, *, everything: bool = False) -> int:
+        """Write what waits in the journal for this database; how many transactions that were.
+
+        `everything`: also what was meant for other databases. Raises StoreError when the database cannot be
+        used. What it can never take is set aside, with a warning in the log.
+        """
+        await self._write(())
+        if self._journal is None:
+            return 0
+        return await self._drain(None if everything else self._target, wait=True)
+
+    async def close(self) -> None:
+        """Write what is still held back, to the database or the journal, and close the connections. May be
+        called twice. Raises StoreError when there is no journal and the database cannot be used."""
+        self._closed = True
+        try:
+            await self._end(self._timer)
+            await self._write(())
+            await self._caught_up()
+            if self._catching is not None:
+                await asyncio.wait([self._catching], timeout=self._patience)
+        finally:
+            await self._end(self._catching)
+            await self.connections.close()
+
+    async def _begin(self, required: bool) -> None:
+        try:
+            if required:
+                await self._prepare()
+            else:
+                await self._patiently(self._prepare)
+        except StoreError as error:
+            if required:
+                raise
+            self._note(error)
+        if await self._something_waits():
+            self._behind = True
+            await self._caught_up()
+
+    async def _something_waits(self) -> bool:
+        try:
+            return self._journal is not None and await self._on_disk(self._journal.waits_for, self._target)
+        except StoreError as error:
+            log.warning("%s", error)
+            return False
+
+    async def _write(self, entries: tuple[Entry, ...]) -> None:
+        """Write what was held back together with this."""
+        held, self._held = self._held, []
+        try:
+            if held and await self._written_together([*held, *entries]):
+                held = []
+                return
+            await self._write_each(held)
+            await self._record(batch_of(entries))
+        finally:
+            self._held[:0] = held  # cancelled, or without a journal: the next write takes it along
+
+    async def _written_together(self, entries: list[Entry]) -> bool:
+        try:
+            await self._record(batch_of(entries))
+        except _Refused:
+            return False
+        return True
+
+    async def _write_each(self, held: list[Entry]) -> None:
+        """One of them is wrong; whoever held it back is gone, and the others must not suffer."""
+        while held:
+            try:
+                await self._record(batch_of(held[:1]))
+            except _Refused as error:
+                log.warning("not recorded: %s", error)
+            del held[0]
+
+    async def _write_later(self) -> None:
+        await asyncio.sleep(self._linger)
+        try:
+            await self._write(())
+        except StoreError as error:
+            log.warning("not recorded yet: %s", error)
+
+    async def _record(self, batch: Batch) -> None:
+        """To the database, else to the journal."""
+        if batch and self._journal is None:
+            await self._commit(batch)
+        elif batch and not await self._is_taken(batch):
+            await self._keep(batch)
+
+    async def _is_taken(self, batch: Batch) -> bool:
+        try:
+            if not await self._caught_up():
+                return False
+            await self._attempt(batch)
+        except _Refused:
+            raise
+        except StoreError as error:
+            self._note(error)
+            return False
+        except asyncio.CancelledError:
+            if batch.ends:
+                await self._keep(batch)
+            raise
+        return True
+
+    async def _keep(self, batch: Batch) -> None:
+        assert self._journal is not None
+        try:
+            await self._on_disk(self._journal.append, batch, self._target)
+        finally:
+            self._appended += 1
+            self._behind = True
+
+    # -- the database --
+
+    async def _prepare(self) -> None:
+        """Nothing is written before the tables were seen to be those of this program."""
+        async with self._preparing:
+            if not self._ready and self._migrate:
+                await migrations.upgrade(self.connections)
+            elif not self._ready:
+                await migrations.check(self.connections)
+            self._ready = True
+
+    async def _attempt(self, batch: Batch) -> None:
+        await self._patiently(lambda: self._commit_rows(batch))
+        await self._keep_contents(batch)
+        if not self._behind:
+            self.fault, self._pause = None, FIRST_PAUSE
+
+    async def _patiently(self, work: Callable[[], Any]) -> None:
+        """A job must not stand still because its database does."""
+        try:
+            async with asyncio.timeout(self._patience):
+                await work()
+        except TimeoutError as error:
+            where = self.connections.database.shown
+            raise StoreUnavailable(
+                f"{where} did not answer within {self._patience:g} s: try again later"
+            ) from error
+
+    async def _commit(self, batch: Batch) -> None:
+        await self._commit_rows(batch)
+        await self._keep_contents(batch)
+
+    async def _commit_rows(self, batch: Batch) -> None:
+        """What comes while statements are under way goes into the next one together."""
+        if not self._ready:
+            await self._prepare()
+        if not batch.runs:
+            return
+        group = self._gathering
+        if batch.renames:
+            await self._send(batch)
+        elif group is None or not group.takes(batch):
+            await self._lead(batch)
+        else:
+            group.batches.append(batch)
+            if not await asyncio.shield(group.done):
+                await self._send(batch)
+
+    async def _lead(self, batch: Batch) -> None:
+        """The first of a group sends it, as soon as there is a lane free."""
+        group = self._gathering = _Group([batch])
+        try:
+            async with self._lanes:
+                self._gathering = None if self._gathering is group else self._gathering
+                await self._send(group.merged())
+            group.done.set_result(True)
+        except _Refused:
+            if len(group.batches) == 1:
+                raise
+            group.done.set_result(False)
+            await self._send(batch)
+        finally:
+            self._gathering = None if self._gathering is group else self._gathering
+            if not group.done.done():
+                group.done.set_result(False)
+
+    async def _send(self, batch: Batch) -> None:
+        statement, text = statement_for(batch), batch.to_json()
+
+        async def work(connection: Any) -> None:
+            await self._transaction(connection, batch.renames, statement, text)
+
+        await self.connections.run(work)
+
+    async def _keep_contents(self, batch: Batch) -> None:
+        """Large ones take their time."""
+        for file in map(kept_file, batch.contents):
+            if file.size > self._content_limit:
+                log.warning("the bytes of %s are not kept: it is larger than the limit", file.path)
+            await contents.keep(self.connections, file, limit_bytes=self._content_limit)
+
+    async def _transaction(
+        self, connection: Any, renames: tuple[Row, ...], statement: str, text: str
+    ) -> None:
+        try:
+            if not renames:
+                return _check(await connection.fetch(statement, text))
+            async with connection.transaction():
+                for rename in renames:
+                    await connection.execute(RENAME, rename["new"], rename["old"])
+                return _check(await connection.fetch(statement, text))
+        except _OF_THE_DATA as error:
+            raise _Refused(str(translated(error, self.connections.database))) from None
+
+    # -- the journal --
+
+    def _note(self, fault: StoreError) -> None:
+        """The database is left alone for a while, longer each time."""
+        self.fault, self._behind = fault, True
+        if time.monotonic() >= self._again_at:
+            self._again_at = time.monotonic() + self._pause
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    async def _caught_up(self) -> bool:
+        """Whether the next write may go to the database: nothing of ours waits in the journal any more.
+
+        When it is time to try, one caller waits for that, for a while; all others go on with the journal.
+        """
+        if not self._behind or self._journal is None:
+            return True
+        if time.monotonic() < self._again_at or not (self._catching is None or self._catching.done()):
+            return False
+        self._catching = asyncio.create_task(self._catch_up())
+        await asyncio.wait([self._catching], timeout=self._patience)
+        return not self._behind
+
+    async def _catch_up(self) -> None:
+        try:
+            await self._drain(self._target, wait=False)
+        except StoreError as error:
+            self._note(error)
+
+    async def _drain(self, target: str | None, *, wait: bool) -> int:
+        """Until nothing has been added meanwhile."""
+        count = 0
+        async with self._draining:
+            while True:
+                appended = self._appended
+                more = await self._drain_once(target)
+                count += more or 0
+                if more is None and not wait:
+                    return count
+                if more is None:
+                    await asyncio.sleep(0.1)
+                elif appended == self._appended:
+                    self._behind, self.fault, self._pause = False, None, FIRST_PAUSE
+                    return count
+
+    async def _drain_once(self, target: str | None) -> int | None:
+        """How many batches were written; None when another process is just doing that."""
+        assert self._journal is not None
+        draining = self._journal.draining(target, wait=False)
+        await self._on_disk(draining.__enter__)
+        try:
+            return None if draining.busy else await self._write_all(draining)
+        finally:
+            await self._on_disk(draining.__exit__, None, None, None)
+
+    async def _write_all(self, draining: Draining) -> int:
+        count = 0
+        while (batch := await self._on_disk(next, draining, None)) is not None:
+            try:
+                await self._attempt(batch)
+                count += 1
+            except _Refused as error:
+                await self._on_disk(draining.refuse, str(error))
+        return count
+
+    async def _on_disk(self, work: Callable[..., T], *arguments: Any) -> T:
+        """In a thread, and to its end: nobody else may go on with the file before."""
+        try:
+            return await to_the_end(to_thread.run_sync(work, *arguments), DISK)
+        except TimeoutError as error:
+            raise StoreError(f"the disk of the journal did not answer in {DISK:g} s") from error
+
+    async def _end(self, task: asyncio.Task[None] | None) -> None:
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    # -- reading --
+
+    async def get(self, prompt_id: str) -> JobRecord | None:
+        """See Store. What waits in the journal for this database is written first. Raises StoreError."""
+        await self._settle()
+        rows = await self.connections.fetch(GET, cleaned(prompt_id))
+        if not rows:
+            return None
+        (row,) = rows
+        run = {**row, **{name: _json(row[name]) for name in ("graph", "outcome", "error")}}
+        return record_of(run, _json(row["assets"]) or [], _json(row["events"]) or [])
+
+    async def unfinished(self) -> AsyncIterator[Job]:
+        """See Store. They are read in pages. Raises StoreError."""
+        await self._settle()
+        last = (datetime.min.replace(tzinfo=UTC), "")
+        while rows := await self.connections.fetch(UNFINISHED, *last):
+            for row in rows:
+                yield job_of({**row, "graph": _json(row["graph"])})
+            last = (rows[-1]["place"], rows[-1]["prompt_id"])
+
+    async def _settle(self) -> None:
+        await self._write(())
+        if self._behind:
+            await self._drain(self._target, wait=False)
+        await self._prepare()
+
+
+def _check(wrong: list[Any]) -> None:
+    for prompt_id, unknown in wrong:
+        if unknown:
+            raise _Refused(f"no job {prompt_id} is recorded: add it first")
+        raise _Refused(f"there is already another job {prompt_id}: use a new prompt id")
+
+
+def _json(text: str | None) -> Any:
+    return None if text is None else json.loads(text)

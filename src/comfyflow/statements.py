@@ -1,0 +1,166 @@
+"""The SQL of PostgresStore: pure text.
+
+A write is one statement, so it is one transaction and one round trip. It is given all rows as one jsonb,
+locks the runs that they are about, and writes nothing when one of them is unknown or another job's: those
+come back. States only move forward, the first outcome stays, and a row is touched only where something
+changes.
+"""
+
+from __future__ import annotations
+
+from .rows import Batch
+
+PAGE = 200  # jobs read at once
+
+_RUNS = """
+WITH runs AS MATERIALIZED ( -- beside each row what is known of it, locked
+    SELECT
+        run.*, here.server AS known_server, here.prompt_id IS NULL AS unknown,
+        here.finished_at IS NOT NULL AND here.state <> run.state AND run.finished_at IS NOT NULL AS late,
+        CASE WHEN here.prompt_id IS NULL THEN run.added IS NOT TRUE
+            ELSE here.digest <> run.digest END AS wrong
+    FROM jsonb_to_recordset($1::jsonb -> 'runs') AS run (
+        prompt_id text, added boolean, client_id text, server text, state text, graph jsonb, digest text,
+        prompt_text text, error jsonb, outcome jsonb, execution_seconds float8, created_at float8,
+        submitted_at float8, started_at float8, finished_at float8
+    ) LEFT JOIN LATERAL (
+        SELECT prompt_id, server, state, digest, finished_at FROM workflow_runs AS w
+        WHERE w.prompt_id = run.prompt_id
+        FOR NO KEY UPDATE
+    ) AS here ON true
+), wrong AS MATERIALIZED (
+    SELECT prompt_id, unknown FROM runs WHERE wrong
+), late AS MATERIALIZED ( -- a second outcome
+    SELECT prompt_id FROM runs WHERE late
+)"""
+
+_FORWARD = """
+        client_id = coalesce(w.client_id, new.client_id),
+        graph = coalesce(w.graph, new.graph),
+        digest = coalesce(w.digest, new.digest),
+        prompt_text = coalesce(w.prompt_text, new.prompt_text),
+        submitted_at = coalesce(w.submitted_at, new.submitted_at),
+        started_at = coalesce(w.started_at, new.started_at),
+        finished_at = coalesce(w.finished_at, new.finished_at),
+        state = CASE WHEN comfyflow_state_rank(new.state) > comfyflow_state_rank(w.state)
+            THEN new.state ELSE w.state END,
+        error = CASE WHEN w.finished_at IS NULL AND new.finished_at IS NOT NULL THEN new.error
+            WHEN w.outcome IS NULL AND w.state = new.state THEN coalesce(w.error, new.error)
+            ELSE w.error END,
+        outcome = CASE WHEN w.finished_at IS NULL OR w.state = new.state
+            THEN coalesce(w.outcome, new.outcome) ELSE w.outcome END,
+        execution_seconds = CASE WHEN w.finished_at IS NULL OR w.state = new.state
+            THEN coalesce(w.execution_seconds, new.execution_seconds) ELSE w.execution_seconds END
+"""
+
+_SOMETHING_NEW = """(
+        comfyflow_state_rank(new.state) > comfyflow_state_rank(w.state)
+        OR (w.outcome IS NULL AND new.outcome IS NOT NULL AND w.state = new.state)
+        OR num_nulls(w.client_id, w.graph, w.digest, w.prompt_text, w.submitted_at, w.started_at) > num_nulls(
+            coalesce(w.client_id, new.client_id), coalesce(w.graph, new.graph),
+            coalesce(w.digest, new.digest), coalesce(w.prompt_text, new.prompt_text),
+            coalesce(w.submitted_at, new.submitted_at), coalesce(w.started_at, new.started_at)
+        )
+    )"""
+
+_ANY = f""", written AS (
+    INSERT INTO workflow_runs AS w (
+        prompt_id, client_id, server, state, graph, digest, prompt_text, error, outcome, execution_seconds,
+        created_at, submitted_at, started_at, finished_at
+    )
+    SELECT
+        prompt_id, client_id, coalesce(known_server, server), state, graph, digest, prompt_text, error,
+        outcome, execution_seconds, coalesce(to_timestamp(created_at), now()), to_timestamp(submitted_at),
+        to_timestamp(started_at), to_timestamp(finished_at)
+    FROM runs WHERE state IS NOT NULL AND NOT EXISTS (SELECT FROM wrong)
+    ON CONFLICT (prompt_id) DO UPDATE SET {_FORWARD.replace("new.", "excluded.")}
+    WHERE {_SOMETHING_NEW.replace("new.", "excluded.")}
+)"""
+
+# The usual case is cheaper: one run that is there already.
+_ONE = f""", written AS (
+    UPDATE workflow_runs AS w SET {_FORWARD}
+    FROM (
+        SELECT client_id, state, graph, digest, prompt_text, error, outcome, execution_seconds,
+            to_timestamp(submitted_at) AS submitted_at, to_timestamp(started_at) AS started_at,
+            to_timestamp(finished_at) AS finished_at
+        FROM runs
+    ) AS new
+    WHERE w.prompt_id = (SELECT prompt_id FROM runs) AND NOT EXISTS (SELECT FROM wrong) AND {_SOMETHING_NEW}
+)"""
+
+_FILED = """, filed AS (
+    INSERT INTO generated_assets AS a (prompt_id, prompt_text, output_path, metadata, created_at)
+    SELECT prompt_id, prompt_text, output_path, metadata, coalesce(to_timestamp(at), now())
+    FROM ROWS FROM (jsonb_to_recordset($1::jsonb -> 'assets') AS (
+        prompt_id text, prompt_text text, output_path text, metadata jsonb, at float8
+    )) WITH ORDINALITY AS asset (prompt_id, prompt_text, output_path, metadata, at, place)
+    WHERE NOT EXISTS (SELECT FROM wrong) AND prompt_id NOT IN (SELECT late.prompt_id FROM late)
+    ORDER BY place
+    ON CONFLICT (prompt_id, output_path) DO UPDATE SET
+        prompt_text = coalesce(excluded.prompt_text, a.prompt_text),
+        metadata = CASE jsonb_typeof(a.metadata) WHEN 'object' THEN a.metadata || excluded.metadata
+            ELSE excluded.metadata END
+    WHERE a.prompt_text IS DISTINCT FROM coalesce(excluded.prompt_text, a.prompt_text)
+        OR NOT coalesce(jsonb_typeof(a.metadata) = 'object' AND a.metadata @> excluded.metadata, false)
+)"""
+
+_LOGGED = """, logged AS (
+    INSERT INTO run_events (event_id, prompt_id, kind, detail, created_at)
+    SELECT event_id, prompt_id, kind, detail, coalesce(to_timestamp(at), now())
+    FROM ROWS FROM (jsonb_to_recordset($1::jsonb -> 'events') AS (
+        event_id uuid, prompt_id text, kind text, detail jsonb, at float8, ends boolean
+    )) WITH ORDINALITY AS event (event_id, prompt_id, kind, detail, at, ends, place)
+    WHERE NOT EXISTS (SELECT FROM wrong)
+        AND (ends IS NOT TRUE OR prompt_id NOT IN (SELECT late.prompt_id FROM late))
+    ORDER BY place
+    ON CONFLICT DO NOTHING
+)"""
+
+_WRONG = " SELECT prompt_id, unknown FROM wrong"
+
+
+def statement_for(batch: Batch) -> str:
+    """The statement that writes a batch: only the parts that it needs, which makes a few different ones.
+
+    Its one parameter is `batch.to_json()`; its rows are (prompt_id, unknown) of what is wrong.
+    """
+    parts = [_RUNS]
+    if any("state" in run for run in batch.runs):
+        one = len(batch.runs) == 1 and "added" not in batch.runs[0]
+        parts.append(_ONE if one else _ANY)
+    if batch.assets:
+        parts.append(_FILED)
+    if batch.events:
+        parts.append(_LOGGED)
+    return "".join(parts) + _WRONG
+
+
+RENAME = """
+UPDATE workflow_runs SET prompt_id = $1
+WHERE prompt_id = $2 AND NOT EXISTS (SELECT FROM workflow_runs WHERE prompt_id = $1)
+"""
+
+_JOB = """
+    prompt_id, client_id, server, state, graph::text AS graph,
+    extract(epoch FROM created_at)::float8 AS created_at, created_at AS place
+"""
+
+GET = f"""
+SELECT {_JOB}, outcome::text AS outcome, error::text AS error, (
+    SELECT jsonb_agg(jsonb_build_object('output_path', output_path, 'metadata', metadata) ORDER BY id)::text
+    FROM generated_assets AS a WHERE a.prompt_id = w.prompt_id
+) AS assets, (
+    SELECT jsonb_agg(jsonb_build_object(
+        'event_id', event_id, 'kind', kind, 'detail', detail, 'at', extract(epoch FROM created_at)::float8
+    ) ORDER BY created_at, id)::text
+    FROM run_events AS e WHERE e.prompt_id = w.prompt_id
+) AS events
+FROM workflow_runs AS w WHERE prompt_id = $1
+"""
+
+UNFINISHED = f"""
+SELECT {_JOB} FROM workflow_runs
+WHERE finished_at IS NULL AND (created_at, prompt_id) > ($1, $2)
+ORDER BY workflow_runs.created_at, prompt_id LIMIT {PAGE}
+"""

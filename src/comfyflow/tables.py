@@ -1,0 +1,172 @@
+"""What people and scripts are told about the record: rows of tables, documents for `--json`. Pure.
+
+Moments are seconds since the Unix epoch here, ISO dates with a time zone in what comes out: that of this
+machine for people, UTC in documents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .report import printable
+
+if TYPE_CHECKING:
+    from .prune import Pruned
+    from .queries import AssetRow, RunRow
+    from .store import JobEvent
+
+RUN_COLUMNS = ("CREATED", "STATE", "TOOK", "FILES", "ID", "PROMPT")
+ASSET_COLUMNS = ("CREATED", "NODE", "SEED", "MODEL", "SIZE", "JOB", "FILE")
+EVENT_COLUMNS = ("AT", "EVENT", "DETAIL")
+MAX_CELL = 60  # characters of a text that people wrote, in a table
+
+Cells = tuple[str, ...]
+
+
+def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table as plain lines, the columns under each other; the last one is never cut or padded."""
+    lines = [list(columns), *map(list, rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns) - 1)]
+    return ["  ".join([*map(str.ljust, line, widths), line[-1]]).rstrip() for line in lines]
+
+
+def local_time(moment: float | None) -> str:
+    """A moment (seconds since the Unix epoch) by this machine's clock, to the second; "-" for none."""
+    if moment is None:
+        return "-"
+    return datetime.fromtimestamp(moment, UTC).astimezone().isoformat(" ", "seconds")
+
+
+def utc_time(moment: float | None) -> str | None:
+    """A moment (seconds since the Unix epoch) as documents tell it."""
+    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat()
+
+
+def size_text(size: float | None) -> str:
+    """A size in bytes for people: 1536 is "1.5 KiB"."""
+    if size is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def shortened(text: object) -> str:
+    """One line of at most MAX_CELL characters."""
+    line = printable(text)
+    return line if len(line) <= MAX_CELL else f"{line[: MAX_CELL - 3]}..."
+
+
+# jobs
+
+
+def run_cells(run: RunRow) -> Cells:
+    """A job as a row of RUN_COLUMNS; for a failed one its message stands where the prompt would."""
+    took = "-" if run.execution_seconds is None else f"{run.execution_seconds:.1f} s"
+    text = shortened(run.error_message or run.prompt_text or "-")
+    return (local_time(run.created_at), run.state.value, took, str(run.files), printable(run.prompt_id), text)
+
+
+def run_document(run: RunRow) -> dict[str, Any]:
+    """A job as `runs --json` tells it; `execution_seconds` by the server's clock."""
+    return {
+        "prompt_id": run.prompt_id,
+        "state": run.state.value,
+        "server": run.server,
+        "client_id": run.client_id,
+        "created_at": utc_time(run.created_at),
+        "submitted_at": utc_time(run.submitted_at),
+        "started_at": utc_time(run.started_at),
+        "finished_at": utc_time(run.finished_at),
+        "execution_seconds": run.execution_seconds,
+        "prompt_text": run.prompt_text,
+        "digest": run.digest,
+        "files": run.files,
+        "error": None
+        if run.error_message is None
+        else {"message": run.error_message, "node_id": run.error_node},
+    }
+
+
+def run_lines(
+    run: RunRow, assets: Iterable[tuple[AssetRow, Path | str]], events: Iterable[JobEvent]
+) -> Iterator[str]:
+    """All about one job, for people."""
+    facts = {
+        "job": run.prompt_id,
+        "state": run.state.value,
+        "server": run.server,
+        "created": local_time(run.created_at),
+        "finished": local_time(run.finished_at),
+        "took": "-" if run.execution_seconds is None else f"{run.execution_seconds:.1f} s",
+        "workflow": run.digest or "-",
+        "prompt": run.prompt_text or "-",
+        "error": run.error_message,
+    }
+    for name, fact in facts.items():
+        if fact is not None:
+            yield f"{name}: {printable(fact)}"
+    yield from (f"file: {printable(path)}" for _, path in assets)
+    yield from (f"event: {' '.join(event_cells(event)).rstrip()}" for event in events)
+
+
+# files
+
+
+def asset_cells(asset: AssetRow, path: Path | str) -> Cells:
+    """A file as a row of ASSET_COLUMNS."""
+    told = asset.metadata
+    node = told.get("node_title") or told.get("node_id") or "-"
+    seed, model = told.get("seed", "-"), told.get("model", "-")
+    cells = (shortened(node), shortened(seed), shortened(model), size_text(asset.size))
+    return (local_time(asset.created_at), *cells, printable(asset.prompt_id), printable(path))
+
+
+def asset_document(asset: AssetRow, path: Path | str) -> dict[str, Any]:
+    """A file as `assets --json` tells it; `path` is where it is on this machine, or a URL."""
+    return {
+        "id": asset.id if isinstance(asset.id, int) else str(asset.id),
+        "prompt_id": asset.prompt_id,
+        "prompt_text": asset.prompt_text,
+        "output_path": asset.output_path,
+        "path": str(path),
+        "metadata": dict(asset.metadata),
+        "created_at": utc_time(asset.created_at),
+    }
+
+
+def caption(asset: AssetRow) -> str:
+    """What stands under a thumbnail."""
+    seed = asset.metadata.get("seed")
+    return printable(asset.prompt_text or asset.output_path if seed is None else f"seed {seed}")
+
+
+# events
+
+
+def event_cells(event: JobEvent) -> Cells:
+    """A line of a job's log as a row of EVENT_COLUMNS."""
+    detail = json.dumps(dict(event.detail), ensure_ascii=False, default=str) if event.detail else ""
+    return (local_time(event.at), printable(event.kind), printable(detail))
+
+
+def event_document(event: JobEvent) -> dict[str, Any]:
+    """The same as `events --json` tells it."""
+    return {"event": event.kind, "at": utc_time(event.at), "detail": dict(event.detail)}
+
+
+# the database
+
+
+def pruned_lines(pruned: Pruned, *, dry_run: bool) -> list[str]:
+    """What `db prune` did, or would do."""
+    said = "would go" if dry_run else "gone"
+    counts = f"{pruned.runs} jobs, {pruned.events} events, {pruned.assets} rows of files"
+    stored = f"{pruned.contents} stored contents, {pruned.files} files on disk"
+    return [f"{said}: {counts}, {stored} ({size_text(pruned.bytes)})"]

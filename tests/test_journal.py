@@ -1,0 +1,369 @@
+"""The journal: whole lines or none, in order, once, and nothing lost silently."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyflow import JobEvent, StoreError
+from comfyflow.journal import ANYWHERE, Journal, JournalSummary
+from comfyflow.rows import Batch, batch_of
+
+HERE, THERE = "localhost:5432/here", "localhost:5432/there"
+
+
+def batch(name: str, **detail: Any) -> Batch:
+    return batch_of([JobEvent(name, "note", detail, at=1.0, event_id=f"id of {name}")])
+
+
+def name_of(one: Batch) -> str:
+    return str(one.runs[0]["prompt_id"])
+
+
+def filled(folder: Path, *names: str, target: str = HERE) -> Journal:
+    journal = Journal(folder)
+    for name in names:
+        journal.append(batch(name), target)
+    return journal
+
+
+def drained(journal: Journal, target: str | None = HERE) -> list[str]:
+    with journal.draining(target) as batches:
+        return [name_of(one) for one in batches]
+
+
+def aside(journal: Journal) -> list[bytes]:
+    """What was set aside, without the line that says why."""
+    return [path.read_bytes().partition(b"\n")[2] for path in journal.folder.glob("*.aside")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "journal"
+
+
+def journal_file(journal: Journal) -> Path:
+    (path,) = journal.folder.glob("*.journal")
+    return path
+
+
+# -- in and out ---------------------------------------------------------------------------------------------
+
+
+def test_batches_come_out_as_they_went_in_and_only_once(folder: Path) -> None:
+    journal = Journal(folder)
+    entries = [batch("a", text="é\n\t\0\ud800😀", n=2**70), batch("b"), batch("a")]
+    for one in entries:
+        journal.append(one, HERE)
+    with journal.draining(HERE) as batches:
+        assert [one.to_json() for one in batches] == [one.to_json() for one in entries]
+    assert drained(journal) == []
+    assert list(folder.glob("*.journal")) == []
+
+
+def test_nothing_is_touched_before_something_is_written(folder: Path) -> None:
+    journal = Journal(folder)
+    assert journal.summary() == JournalSummary()
+    assert not journal.waits_for(None)
+    assert not folder.exists()
+
+
+def test_prompts_are_not_for_others_to_read(folder: Path) -> None:
+    journal = filled(folder, "a")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    assert journal.waits_for(HERE)
+
+
+def test_each_database_gets_its_own_and_what_belongs_to_none(folder: Path) -> None:
+    journal = filled(folder, "1", "2")
+    filled(folder, "3", target=THERE)
+    filled(folder, "4", target=ANYWHERE)
+    assert drained(journal) == ["4", "1", "2"]
+    assert journal.summary().targets == {THERE: 1}
+    assert not journal.waits_for(HERE)
+    assert drained(journal, None) == ["3"]
+
+
+def test_what_belongs_to_no_database_stays_for_one(folder: Path) -> None:
+    journal = filled(folder, "1", target=ANYWHERE)
+    assert journal.waits_for(HERE)
+    assert drained(journal, ANYWHERE) == ["1"]
+
+
+def test_names_of_databases_of_any_length_are_kept_apart(folder: Path) -> None:
+    hosts = ",".join(f"host{number}.example.org:5432" for number in range(20))
+    journal = filled(folder, "1", target=f"{hosts}/x")
+    filled(folder, "2", target=f"{hosts}/y")
+    assert journal.summary().targets == {f"{hosts}/x": 1, f"{hosts}/y": 1}
+    assert drained(journal, f"{hosts}/y") == ["2"]
+
+
+def test_the_summary_tells_how_much_waits_and_since_when(folder: Path) -> None:
+    journal = filled(folder, "1", "2", "3")
+    filled(folder, "4", target=THERE)
+    summary = journal.summary()
+    files = list(folder.glob("*.journal"))
+    assert (summary.records, summary.targets) == (4, {HERE: 3, THERE: 1})
+    assert summary.bytes == sum(path.stat().st_size for path in files)
+    assert summary.oldest is not None
+    assert 0 <= max(path.stat().st_mtime for path in files) - summary.oldest < 60
+
+
+@pytest.mark.parametrize("variable", [True, False])
+def test_the_usual_folder_is_below_the_users_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: bool
+) -> None:
+    monkeypatch.delenv("COMFYFLOW_STATE", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    if variable:
+        monkeypatch.setenv("COMFYFLOW_STATE", str(tmp_path / "own"))
+    folder = Journal().folder
+    assert folder.name == "journal"
+    assert not variable or folder == tmp_path / "own" / "journal"
+    assert variable or "comfyflow" in folder.parts
+
+
+# -- a flush that does not come to its end ------------------------------------------------------------------
+
+
+def test_what_was_not_written_stays_with_all_that_follows(folder: Path) -> None:
+    journal = filled(folder, *"abcd")
+    with pytest.raises(ZeroDivisionError), journal.draining(HERE) as batches:
+        for one in batches:
+            assert name_of(one) != "c" or 1 / 0
+    assert journal.summary().records == 2
+    assert drained(journal) == ["c", "d"]
+
+
+def test_a_flush_that_fails_at_once_changes_nothing(folder: Path) -> None:
+    journal = filled(folder, *"ab")
+    before = journal_file(journal).read_bytes()
+    with pytest.raises(ZeroDivisionError), journal.draining(HERE) as batches:
+        next(batches)
+        raise ZeroDivisionError
+    assert journal_file(journal).read_bytes() == before
+
+
+def test_a_flush_may_stop_between_two_files(folder: Path) -> None:
+    journal = filled(folder, "1", target=ANYWHERE)
+    filled(folder, "2")
+    with journal.draining(HERE) as batches:
+        assert [name_of(next(batches)), name_of(next(batches))] == ["1", "2"]
+    assert drained(journal) == ["2"]
+
+
+def test_what_no_database_takes_is_set_aside_and_the_others_go_on(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = filled(folder, *"abc")
+    seen = []
+    with journal.draining(HERE) as batches:
+        for one in batches:
+            seen.append(name_of(one))
+            if seen[-1] == "b":
+                batches.refuse("no job b\nis recorded")
+    assert (seen, drained(journal), journal.summary().set_aside) == (["a", "b", "c"], [], 1)
+    (kept,) = folder.glob("*.aside")
+    assert kept.read_text("utf-8").startswith("# no job b is recorded\n")
+    assert '"prompt_id":"b"' in kept.read_text("utf-8")
+    assert str(kept) in caplog.text
+
+
+# -- torn and damaged lines ---------------------------------------------------------------------------------
+
+
+def test_a_line_torn_at_any_byte_costs_only_itself(folder: Path) -> None:
+    journal = filled(folder, "a", "b")
+    path = journal_file(journal)
+    whole = path.read_bytes()
+    start = whole.index(b"\n") + 1
+    for cut in range(start + 1, len(whole)):
+        path.write_bytes(whole[:cut])
+        assert drained(journal) == ["a"]
+        assert aside(journal) == [whole[start:cut]]
+        next(iter(folder.glob("*.aside"))).unlink()
+
+
+def test_a_torn_line_does_not_take_the_next_one_with_it(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = filled(folder, "a", "b")
+    path = journal_file(journal)
+    os.truncate(path, path.stat().st_size - 5)
+    journal.append(batch("c"), HERE)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert drained(journal) == ["a", "c"]
+    assert journal.summary().set_aside == 1
+
+
+def test_a_file_of_one_torn_line_is_emptied(folder: Path) -> None:
+    journal = filled(folder, "a")
+    journal_file(journal).write_bytes(b"x" * 3_000_000)
+    assert drained(journal) == []
+    assert aside(journal) == [b"x" * 3_000_000]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"no checksum\n", b"\n", b"00000000\t{}\t{}\n", b"99999999 x\n"],
+)
+def test_a_damaged_line_is_set_aside_and_the_others_go_on(folder: Path, damaged: bytes) -> None:
+    journal = filled(folder, "a", "b")
+    path = journal_file(journal)
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(damaged + first + damaged + second)
+    assert journal.summary().records == 4
+    assert drained(journal) == ["a", "b"]
+    assert aside(journal) == [damaged] * 2
+
+
+def test_a_line_of_another_version_is_set_aside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(folder)
+    monkeypatch.setattr(Batch, "to_json", lambda _: json.dumps({"runs": "in another form"}))
+    journal.append(batch("a"), HERE)
+    assert drained(journal) == []
+    assert journal.summary().set_aside == 1
+
+
+# -- several at once ----------------------------------------------------------------------------------------
+
+
+def test_only_one_flushes_at_a_time(folder: Path) -> None:
+    journal = filled(folder, "a", "b")
+    with journal.draining(HERE) as first:
+        assert name_of(next(first)) == "a"
+        with Journal(folder).draining(HERE, wait=False) as second:
+            assert (second.busy, list(second)) == (True, [])
+        assert [name_of(one) for one in first] == ["b"]
+
+
+def test_a_second_flush_waits_for_the_first(folder: Path) -> None:
+    journal = filled(folder, "a", "b")
+    got: list[str] = []
+    with journal.draining(HERE) as first:
+        second = threading.Thread(target=lambda: got.extend(drained(Journal(folder))))
+        second.start()
+        next(first)
+        assert got == []
+        next(first)
+    second.join()
+    assert got == ["b"]
+
+
+def test_what_is_added_during_a_flush_is_flushed_too(folder: Path) -> None:
+    journal = filled(folder, "a")
+    seen = []
+    with journal.draining(HERE) as batches:
+        for one in batches:
+            seen.append(name_of(one))
+            if len(seen) < 4:
+                journal.append(batch(f"{len(seen)}"), HERE)
+    assert seen == ["a", "1", "2", "3"]
+
+
+def append_many(folder: Path, name: str, count: int) -> None:
+    journal = Journal(folder)
+    for number in range(count):
+        journal.append(batch(f"{name}{number}", text="x" * 5000), HERE)
+
+
+def test_processes_append_and_flush_at_once_and_nothing_is_lost(folder: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    writers = [spawn.Process(target=append_many, args=(folder, name, 60)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    seen: list[str] = []
+    while any(writer.is_alive() for writer in writers):
+        seen += drained(Journal(folder))
+    for writer in writers:
+        writer.join()
+    seen += drained(Journal(folder))
+    for name in "ab":
+        assert [one for one in seen if one[0] == name] == [f"{name}{number}" for number in range(60)]
+    assert aside(Journal(folder)) == []
+
+
+WRITES_FOR_EVER = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from test_journal import HERE, Journal, batch
+journal, number = Journal(Path(sys.argv[1])), 0
+while True:
+    journal.append(batch(str(number), text="x" * 200_000), HERE)
+    number += 1
+    print(number, flush=True)
+"""
+
+
+def killed_after(folder: Path, appends: int, more: int) -> int:
+    """How many appends a process has told to be done before it was killed in the middle of another one."""
+    command = [sys.executable, "-c", WRITES_FOR_EVER, str(folder), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = [process.stdout.readline() for _ in range(appends)]
+        for _ in range(more):
+            os.sched_yield()
+        process.send_signal(signal.SIGKILL)
+        told += process.stdout.readlines()
+    return int(told[-1])
+
+
+def test_a_process_that_is_killed_leaves_whole_what_it_had_told(folder: Path) -> None:
+    chance = random.Random(1)
+    for _ in range(3):
+        told = killed_after(folder, chance.randrange(1, 20), chance.randrange(2000))
+        names = drained(Journal(folder))
+        assert names[:told] == [str(number) for number in range(told)]
+        assert len(names) <= told + 1
+
+
+# -- the disk -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of this process may become larger than 10 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_full_disk_is_told_and_leaves_no_half_line(folder: Path) -> None:
+    journal = filled(folder, "a")
+    with pytest.raises(StoreError, match="cannot be used: File too large; make room") as raised:
+        journal.append(batch("b", text="x" * 20_000), HERE)
+    assert isinstance(raised.value.__cause__, OSError)
+    assert raised.value.__cause__.errno == errno.EFBIG
+    journal.append(batch("c"), HERE)
+    assert drained(journal) == ["a", "c"]
+    assert aside(journal) == []
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    journal = Journal(tmp_path / "file" / "journal")
+    with pytest.raises(StoreError, match="COMFYFLOW_STATE"):
+        journal.append(batch("a"), HERE)
+    with pytest.raises(StoreError, match="cannot be used"), journal.draining(HERE):
+        pass

@@ -1,0 +1,180 @@
+"""Filters become SQL with parameters, rows become values. What PostgreSQL makes of it: test_archive.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from comfyflow.errors import UsageError
+from comfyflow.models import JobState
+from comfyflow.queries import (
+    AssetFilter,
+    AssetRow,
+    RunFilter,
+    RunRow,
+    asset_of,
+    assets_query,
+    event_of,
+    events_query,
+    graph_query,
+    named_query,
+    run_of,
+    run_query,
+    runs_query,
+)
+from comfyflow.store import JobEvent
+
+EVIL = "'; DROP TABLE workflow_runs; --"
+
+
+def test_without_a_filter_the_newest_fifty_are_asked_for() -> None:
+    runs, assets = runs_query(RunFilter()), assets_query(AssetFilter())
+    assert "WHERE r." not in runs.sql.partition("FROM workflow_runs")[2]
+    assert runs.sql.endswith("ORDER BY r.created_at DESC, r.prompt_id LIMIT $1")
+    assert assets.sql.endswith("FROM generated_assets AS a ORDER BY a.created_at DESC, a.id DESC LIMIT $1")
+    assert runs.args == assets.args == (50,)
+
+
+def test_no_limit_asks_for_all() -> None:
+    assert "LIMIT" not in runs_query(RunFilter(limit=None)).sql
+    assert "LIMIT" not in assets_query(AssetFilter(limit=None)).sql
+
+
+def test_every_filter_of_runs_becomes_a_parameter() -> None:
+    wanted = RunFilter(
+        state=JobState.FAILED, since=1.0, until=2.0, text=EVIL, digest="AB", server=EVIL, limit=7
+    )
+    query = runs_query(wanted)
+    assert query.args == ("failed", 1.0, 2.0, EVIL, "ab", "abg", EVIL, 7)
+    assert "DROP" not in query.sql
+    assert all(f"${number}" in query.sql for number in range(1, 9))
+
+
+def test_every_filter_of_assets_becomes_a_parameter() -> None:
+    wanted = AssetFilter(
+        text=EVIL, seed=2**64 - 1, model="m.ckpt", node=EVIL, since=1.0, until=2.0, prompt_id=EVIL,
+        sha256="0" * 64, limit=7,
+    )  # fmt: skip
+    query = assets_query(wanted)
+    assert [json.loads(query.args[n]) for n in (1, 3, 4)] == [
+        {"seed": 18446744073709551615}, {"node_id": EVIL}, {"node_title": EVIL},
+    ]  # fmt: skip
+    assert query.args[2] == ["m.ckpt"]
+    assert query.args[5:] == (1.0, 2.0, EVIL, "0" * 64, 7)
+    assert "DROP" not in query.sql
+
+
+def test_a_seed_of_zero_is_a_filter() -> None:
+    assert assets_query(AssetFilter(seed=0)).args == ('{"seed": 0}', 50)
+
+
+def test_a_model_may_be_named_without_its_suffix() -> None:
+    names = assets_query(AssetFilter(model="flux1-dev")).args[0]
+    assert names[:2] == ["flux1-dev", "flux1-dev.safetensors"]
+    assert "flux1-dev.gguf" in names
+
+
+def test_a_whole_digest_is_compared_and_a_beginning_is_a_range() -> None:
+    assert runs_query(RunFilter(digest="a" * 64)).args == ("a" * 64, 50)
+    assert runs_query(RunFilter(digest=" aB ")).args == ("ab", "abg", 50)
+
+
+@pytest.mark.parametrize("digest", ["", "xyz", "a" * 65, "ab%"])
+def test_what_cannot_be_a_digest_is_refused(digest: str) -> None:
+    with pytest.raises(UsageError, match="is no digest"):
+        runs_query(RunFilter(digest=digest))
+
+
+def test_the_next_page_starts_after_the_last_row() -> None:
+    query = assets_query(AssetFilter(limit=10), after=("moment", 7))
+    assert "WHERE (a.created_at, a.id) < ($1, $2)" in query.sql
+    assert query.args == ("moment", 7, 10)
+
+
+def test_the_page_after_a_row_without_a_moment_holds_all_with_one() -> None:
+    query = assets_query(AssetFilter(limit=10), after=(None, 7))
+    assert "WHERE (a.created_at IS NOT NULL OR a.id < $1)" in query.sql
+    assert query.args == (7, 10)
+
+
+@pytest.mark.parametrize("query", [run_query, events_query, graph_query])
+def test_an_id_that_postgresql_cannot_hold_is_asked_for_as_it_was_recorded(query: Any) -> None:
+    assert query("a\0b\ud800").args == ("a\ufffdb\ufffd",)
+
+
+def test_paths_are_asked_for_as_they_were_recorded() -> None:
+    assert named_query(["a", "b\udcff"]).args == (["a", "b\ufffd"],)
+
+
+def test_a_run_is_read_from_its_row() -> None:
+    row = {
+        "prompt_id": "p", "server": "http://s", "state": "failed", "created_at": 1.0, "submitted_at": 2.0,
+        "started_at": 3.0, "finished_at": 4.0, "execution_seconds": 1.0, "prompt_text": "a cat",
+        "digest": None, "client_id": "c", "error_message": "boom", "error_node": "3", "files": 2,
+    }  # fmt: skip
+    assert run_of(row) == RunRow(
+        "p", "http://s", JobState.FAILED, 1.0, 2.0, 3.0, 4.0, 1.0, "a cat", None, "c", "boom", "3", 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "metadata"), [('{"seed": 18446744073709551615}', {"seed": 2**64 - 1}), (None, {}), ("[1]", {})]
+)
+def test_an_asset_is_read_from_its_row_whatever_its_metadata(text: str | None, metadata: Any) -> None:
+    row = {
+        "id": 1, "prompt_id": "p", "prompt_text": None, "output_path": "a.png", "metadata": text,
+        "created_at": 1.0,
+    }  # fmt: skip
+    assert asset_of(row) == AssetRow(1, "p", None, "a.png", metadata, 1.0)
+
+
+def test_an_event_is_read_from_its_row() -> None:
+    row = {"prompt_id": "p", "kind": "failed", "detail": '{"reason": "x"}', "at": 1.5, "event_id": "e"}
+    event = event_of(row)
+    assert event == JobEvent("p", "failed", {"reason": "x"})
+    assert (event.at, event.event_id) == (1.5, "e")
+
+
+def asset(path: str, **metadata: Any) -> AssetRow:
+    return AssetRow(UUID(int=1), "p", None, path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_url"),
+    [("https://cdn/a.png", True), ("s3://bucket/a.png", True), ("a.png", False), ("C://a.png", False)],
+)
+def test_a_url_is_told_from_a_path(path: str, is_url: bool) -> None:
+    assert asset(path).is_url is is_url
+
+
+@pytest.mark.parametrize("value", [None, "12", True, 1.5])
+def test_sizes_and_hashes_of_other_kinds_are_unknown(value: Any) -> None:
+    row = asset("a.png", bytes=value, sha256=12)
+    assert (row.size, row.sha256) == (None, None)
+    assert (asset("a", bytes=0).size, asset("a", sha256="ab").sha256) == (0, "ab")
+
+
+def test_a_file_is_found_in_the_shared_folder_first(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    (there / "a.png").touch()
+    row = asset("a.png", folder=str(there))
+    assert row.find(here) == there / "a.png"
+    (here / "a.png").touch()
+    assert row.find(here) == here / "a.png"
+    assert row.find() == there / "a.png"
+
+
+def test_a_file_that_is_nowhere_should_be_in_the_shared_folder(tmp_path: Path) -> None:
+    assert asset("a.png", folder="/gone").find(tmp_path) == tmp_path / "a.png"
+    assert asset("a.png", folder="/gone").find() == Path("/gone/a.png")
+    assert asset("no-such-file.png").find() == Path("no-such-file.png")
+
+
+def test_an_absolute_path_stays_what_it_is(tmp_path: Path) -> None:
+    assert asset("/data/a.png", folder="/x").find(tmp_path) == Path("/data/a.png")
