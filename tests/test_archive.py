@@ -166,7 +166,7 @@ async def test_sizes_are_told_for_each_table(small: Archive) -> None:
 
 async def test_a_table_that_was_dropped_has_no_size(connections: Connections) -> None:
     await connections.execute("DROP TABLE asset_contents CASCADE")
-    assert "asset_contents" not in {size.name for size in await Archive(connections).sizes()}
+    assert "asset_contents" not in {size.table for size in await Archive(connections).sizes()}
 
 
 async def test_sizes_of_a_partitioned_table_are_those_of_its_parts(connections: Connections) -> None:
