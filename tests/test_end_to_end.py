@@ -9,6 +9,8 @@ it, and through a proxy that cuts the socket in the middle.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import random
 import uuid
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters import execute
 from proxy import Proxy
 
 from comfyflow import (
@@ -30,7 +33,9 @@ from comfyflow import (
     OutputFile,
     OutputUnavailable,
     PollSchedule,
+    PostgresStore,
     Runner,
+    Workflow,
     WorkflowRejected,
 )
 from comfyflow.sim import Sim
@@ -91,6 +96,36 @@ async def test_pictures_come_out_whole_and_are_recorded(way: Way, tmp_path: Path
     record = await runner.store.get(done.prompt_id)
     assert record is not None
     assert (record.state, record.files) == (JobState.SUCCEEDED, done.files)
+
+
+async def test_a_run_leaves_what_the_page_about_the_database_promises(
+    way: Way, tmp_path: Path, database: str
+) -> None:
+    graph = picture(batch=2)
+    async with (
+        await PostgresStore.open(database, journal=None) as store,
+        Runner(way.client, store, tmp_path / "out", shared=tmp_path) as runner,
+    ):
+        job = await runner.submit(graph)
+        way.trouble()
+        await runner.complete(job)
+    runs, assets, events = execute(
+        database,
+        "SELECT state, graph::text, error, digest, created_at <= submitted_at, submitted_at <= finished_at,"
+        " execution_seconds >= 0 FROM workflow_runs",
+        "SELECT output_path, metadata::text FROM generated_assets ORDER BY output_path",
+        "SELECT kind FROM run_events WHERE kind <> 'started' ORDER BY created_at, id",
+    )
+    assert [(state, json.loads(told), error) for state, told, error, *_ in runs] == [
+        ("succeeded", graph, None)
+    ]
+    assert [tuple(run[3:]) for run in runs] == [(Workflow.load(graph).digest, True, True, True)]
+    for path, text in assets:
+        metadata, data = json.loads(text), (tmp_path / path).read_bytes()
+        assert (metadata["sha256"], metadata["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
+        assert (metadata["node_id"], metadata["node_title"], metadata["width"]) == ("2", "Keep", 64)
+    assert len(assets) == 2
+    assert [kind for [kind] in events] == ["submitted", "download_started", "finished"]
 
 
 async def test_watching_ends_with_the_result(way: Way) -> None:
