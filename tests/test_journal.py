@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -337,21 +338,24 @@ def test_a_process_that_is_killed_leaves_whole_what_it_had_told(folder: Path) ->
 # -- the disk -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file of this process may become larger than 10 kB."""
+    """No file of this process may become larger than 10 kB. Not for a whole test: what pytest prints may go
+    to a larger file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_full_disk_is_told_and_leaves_no_half_line(folder: Path) -> None:
     journal = filled(folder, "a")
-    with pytest.raises(StoreError, match="cannot be used: File too large; make room") as raised:
+    told = "cannot be used: File too large; make room"
+    with pytest.raises(StoreError, match=told) as raised, small_files():
         journal.append(batch("b", text="x" * 20_000), HERE)
     assert isinstance(raised.value.__cause__, OSError)
     assert raised.value.__cause__.errno == errno.EFBIG
