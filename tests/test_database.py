@@ -490,7 +490,7 @@ async def test_a_server_of_the_wrong_kind_is_unavailable(database: str) -> None:
 @pytest.mark.parametrize(
     ("code", "kind", "words"),
     [
-        ("53100", StoreUnavailable, "no space left on its disk"),
+        ("53100", StoreError, "no space left on its disk"),
         ("53200", StoreUnavailable, "has come to a limit (no)"),
         ("57P01", StoreUnavailable, "going down or starting up"),
         ("57P03", StoreUnavailable, "going down or starting up"),

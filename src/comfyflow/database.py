@@ -43,6 +43,7 @@ LOST = "the connection to {where} broke ({said}): try again later"
 
 # By SQLSTATE, or by its class, the first two characters: the longer one counts (PostgreSQL, appendix A).
 REFUSALS: Mapping[str, str] = {
+    "53100": "{where} has no space left on its disk: make room, then try again",
     "22": "{where} cannot hold a value ({said}): please report it as a fault of comfyflow",
     "23": "{where} refused a row that breaks {rule_broken} ({said})",
     "28": "{where} does not let this user in ({said}): check {rule}, and pg_hba.conf on the server",
@@ -61,7 +62,6 @@ ABSENCES: Mapping[str, str] = {
     "25P": "{where} gave up on a transaction that took too long ({said}): try again later",
     "40": "{where} is busy with others that want the same rows ({said}): try again later",
     "53": "{where} has come to a limit ({said}): try again when there is room",
-    "53100": "{where} has no space left on its disk: make room, then try again",
     "53300": "{where} takes no more connections: close some, raise max_connections, or try again later",
     "55P03": "{where} kept a table or a row locked for too long: try again later",
     "57014": "{where} took longer than allowed: try again when it has less to do",
