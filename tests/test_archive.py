@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filled import NOW, fill
 
-from comfyflow import prune, queries
+from comfyflow import prune, queries, tables
 from comfyflow.archive import TABLES, Archive, AssetFilter, RunFilter, Verdict
 from comfyflow.database import Connections
+from comfyflow.export import write_jsonl
 from comfyflow.models import JobState
 from comfyflow.queries import Query
+from comfyflow.report import dump
 
 Opened = AsyncIterator[Connections]
 
@@ -137,6 +141,72 @@ async def test_pages_go_on_past_rows_that_hold_nothing(empty_database: str) -> N
     assert {(asset.prompt_id, asset.created_at > 0) for asset in found} == {("", False), ("", True)}
 
 
+ODD = [
+    '{"bytes": 1e400, "seed": 1e131000, "width": -1, "node_title": {"a": [1]}, "model": 7}',
+    '{"bytes": "many", "sha256": 12, "folder": [], "duration": "NaN", "height": 1.5, "seed": -1}',
+    f'{{"seed": {"[" * 3000}{"]" * 3000}}}',
+]
+MOMENTS = ["infinity", "-infinity", "294276-01-01", "4000-01-01 BC"]
+
+
+async def test_a_row_of_any_kind_breaks_no_list(connections: Connections, tmp_path: Path) -> None:
+    insert = (
+        "INSERT INTO generated_assets (prompt_id, output_path, metadata, created_at)"
+        " VALUES ($1, $2, $3::jsonb, "
+    )
+    for text in ODD:
+        for moment in [*MOMENTS, "2026-01-01"]:
+            await connections.execute(insert + f"'{moment}')", moment, str(ODD.index(text)), text)
+    archive = Archive(connections)
+    found = await archive.assets()
+    assert len(found) == 15
+    assert {asset.size for asset in found} == {None}
+    cells = [tables.asset_cells(asset, asset.output_path) for asset in found]
+    assert all(all(row) for row in cells)
+    assert all(dump(tables.asset_document(asset, "x")) for asset in found)
+    verdicts = [checked.verdict async for checked in archive.verify(tmp_path)]
+    assert verdicts == [Verdict.MISSING] * 15
+    lines = io.StringIO()
+    assert await write_jsonl(archive.every_asset(), lines) == 15
+    assert lines.getvalue().count('"created_at": "infinity"') == 3
+
+
+@pytest.mark.parametrize("kind", ["timestamptz", "timestamp"])
+async def test_pages_go_on_past_every_moment(
+    connections: Connections, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyflow.archive.PAGE", 2)
+    await connections.execute("DROP VIEW recent_assets")
+    await connections.execute(f"ALTER TABLE generated_assets ALTER COLUMN created_at TYPE {kind}")
+    for moment in [*MOMENTS, "2026-10-25 02:30:00.123456", "2026-01-01", "0001-01-01"]:
+        for n in range(3):
+            await connections.execute(
+                "INSERT INTO generated_assets (prompt_id, output_path, created_at)"
+                f" VALUES ('p', $1, '{moment}')",
+                f"{moment} {n}",
+            )
+    found = await Archive(connections).assets(AssetFilter(limit=None))
+    assert len({asset.output_path for asset in found}) == len(found) == 21
+    assert [asset.output_path[:8] for asset in found[::3]] == [
+        "infinity", "294276-0", "2026-10-", "2026-01-", "0001-01-", "4000-01-", "-infinit",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wanted", "count"),
+    [
+        (RunFilter(limit=10**20), 400),
+        (RunFilter(since=-1e300, until=1e300, limit=None), 400),
+        (RunFilter(since=1e300), 0),
+    ],
+)
+async def test_numbers_that_are_too_big_for_postgresql_are_no_fault(
+    small: Archive, wanted: RunFilter, count: int
+) -> None:
+    assert len(await small.runs(wanted)) == count
+    assert await small.assets(AssetFilter(seed=10**30)) == []
+
+
 async def test_the_log_of_a_run_comes_in_order(small: Archive) -> None:
     events = await small.events("job-3")
     assert [event.kind for event in events] == ["submitted", "started", "finished"]
@@ -194,6 +264,25 @@ async def test_verify_tells_files_apart(small: Archive, connections: Connections
     }  # fmt: skip
 
 
+async def test_a_file_that_was_recorded_relative_to_another_folder_is_no_orphan(
+    small: Archive, tmp_path: Path
+) -> None:
+    """Written without --shared, looked at with it: what is found for its row is not called orphaned too."""
+    for name in ("sub", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(b"x")
+    await small._connections.execute(
+        "INSERT INTO generated_assets (prompt_id, output_path, metadata) VALUES"
+        " ('they', 'x.png', jsonb_build_object('folder', $1::text, 'bytes', 1))",
+        str(tmp_path / "sub"),
+    )
+    found = [(one.path, one.verdict) async for one in small.verify(tmp_path) if one.verdict != "missing"]
+    assert found == [
+        (tmp_path / "sub" / "x.png", Verdict.UNVERIFIABLE),
+        (tmp_path / "other" / "x.png", Verdict.ORPHANED),
+    ]
+
+
 async def test_verify_of_some_files_looks_for_no_orphans(small: Archive, tmp_path: Path) -> None:
     (tmp_path / "extra.png").touch()
     found = [checked.verdict async for checked in small.verify(tmp_path, AssetFilter(seed=1))]
@@ -223,11 +312,7 @@ PLANS: dict[str, tuple[Query, str]] = {
     "events": (queries.events_query("job-3"), "run_events_of_a_run"),
     "assets": (queries.assets_query(AssetFilter()), "generated_assets_newest"),
     "next page": (
-        Query(
-            "SELECT a.id FROM generated_assets AS a WHERE (a.created_at, a.id) < (to_timestamp($1), $2)"
-            " ORDER BY a.created_at DESC, a.id DESC LIMIT 1000",
-            (NOW - 3600, 100),
-        ),
+        queries.assets_query(AssetFilter(), after=(datetime.fromtimestamp(NOW - 3600, UTC).isoformat(), 100)),
         "generated_assets_newest",
     ),
     "assets since": (queries.assets_query(AssetFilter(since=NOW - 3600)), "generated_assets_newest"),

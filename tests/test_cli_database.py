@@ -415,7 +415,7 @@ async def test_a_refusing_database_is_exit_code_8_after_the_job_is_done(
     assert Path(ended.document["files"][0]["path"]).is_file()
     first, last = ended.err.splitlines()
     assert first.endswith("; until then the journal keeps the record")
-    assert last.startswith("comfyflow: the job is done, but not in the database: ")
+    assert last.startswith("comfyflow: the job is done, but not recorded in the database: ")
     assert "`comfyflow db upgrade`" in last
     assert (await cli("db", "upgrade")).code == 0
     assert len((await cli("runs", "--json")).document["runs"]) == 1  # written from the journal by reading
@@ -426,6 +426,8 @@ async def test_an_address_that_is_none_does_not_lose_the_job(cli: Cli, server: S
     ended = await cli("run", cli.file(picture()), "--wait", "--json", "--quiet", "--database", wrong)
     assert (ended.code, ended.document["recorded"]) == (8, "journal")
     assert SECRET not in ended.err + ended.out
+    assert (await cli("runs", "--json", "--database", database)).document["runs"] == []
+    assert (await cli("db", "flush", "--all", "--database", database)).code == 0
     assert len((await cli("runs", "--json", "--database", database)).document["runs"]) == 1
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from commands import Cli, command, picture, serving, with_node
 
+from comfyflow.database import Connections
 from comfyflow.sim import Sim, stall
 
 
@@ -280,6 +281,94 @@ async def test_kept_files_come_back_identical_and_the_others_are_named(cli: Cli,
     partly = await cli("assets", "export", "--files", "back")
     assert (partly.code, len(partly.lines)) == (8, 1)
     assert "lost_00001_.png" in partly.err
+
+
+async def test_files_with_one_recorded_path_are_all_written_and_told_apart(cli: Cli, server: Sim) -> None:
+    originals = {}
+    for color in (1, 2):
+        done = await run(cli, "--output", f"c{color}", "--keep-content", color=color)
+        originals[done["prompt_id"]] = Path(done["files"][0]["path"]).read_bytes()
+    for _ in range(2):  # once more changes nothing
+        back = await cli("assets", "export", "--files", "back", "--json")
+        assert (back.code, back.document["failed"]) == (0, [])
+        written = {
+            one["prompt_id"]: (cli.folder / one["path"]).read_bytes() for one in back.document["written"]
+        }
+        assert written == originals
+        assert len(list((cli.folder / "back").iterdir())) == 2
+
+
+# what others wrote
+
+
+NULLS = "ALTER TABLE generated_assets ALTER prompt_id DROP NOT NULL, ALTER output_path DROP NOT NULL"
+ODD = [
+    ("a.png", '{"bytes": 1e400, "seed": 1e400}'),
+    ("b.png", '{"bytes": "NaN", "seed": -1, "node_title": {"a": 1}, "width": "wide"}'),
+    (None, "{}"),
+]
+
+
+@pytest.fixture
+async def odd(cli: Cli) -> Cli:
+    """A table in which others have written, and which was there before us."""
+    async with await Connections.open(os.environ["COMFYFLOW_DATABASE_URL"]) as connections:
+        await connections.execute(NULLS)
+        for path, metadata in ODD:
+            await connections.execute(
+                "INSERT INTO generated_assets (prompt_id, output_path, metadata, created_at)"
+                " VALUES ('p', $1, $2::jsonb, 'infinity')",
+                path,
+                metadata,
+            )
+    return cli
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["--sheet", "sheet.png"]])
+async def test_odd_rows_are_listed(arguments: list[str], odd: Cli) -> None:
+    ended = await odd("assets", *arguments)
+    assert (ended.code, ended.err) == (0, "")
+    if arguments == ["--json"]:
+        assert [asset["path"] is None for asset in ended.document["assets"]] == [True, False, False]
+
+
+async def test_a_row_that_names_no_file_is_told_by_its_number(odd: Cli) -> None:
+    (odd.folder / "shared").mkdir()
+    checked = await odd("assets", "verify", "--shared", "shared")
+    assert (checked.code, checked.lines[0]) == (1, "unverifiable: row 3 (its row names no file)")
+    exported = await odd("assets", "export", "--files", "back")
+    assert (exported.code, exported.err.splitlines()[0]) == (8, "comfyflow: row 3: its row names no file")
+    assert "b.png: its row has no sha256" in exported.err
+    assert not (odd.folder / "back").exists()
+
+
+async def test_odd_rows_are_exported_to_the_letter(odd: Cli) -> None:
+    exported = await odd("assets", "export", "--format", "jsonl")
+    rows = [json.loads(line) for line in exported.lines]
+    assert [(row["output_path"], row["created_at"]) for row in rows] == [
+        (None, "infinity"), ("b.png", "infinity"), ("a.png", "infinity"),
+    ]  # fmt: skip
+    assert rows[2]["metadata"] == {"bytes": 10**400, "seed": 10**400}
+    assert len(list(csv.DictReader(io.StringIO((await odd("assets", "export")).out)))) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["runs", "--limit", "99999999999999999999"],
+        ["runs", "--limit", "9223372036854775808"],
+        ["assets", "--limit", "99999999999999999999"],
+        ["assets", "--seed", "123456789012345678901234567890"],
+        ["runs", "--since", "999999999w"],
+        ["assets", "--since", "999999999w"],
+        ["assets", "--until", "999999999w"],
+        ["runs", "--since", "9999-12-31", "--until", "0001-01-02"],
+    ],
+)
+async def test_numbers_without_measure_find_nothing_and_are_no_fault(arguments: list[str], cli: Cli) -> None:
+    ended = await cli(*arguments, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.document in ({"runs": []}, {"assets": []})
 
 
 async def test_a_contact_sheet_is_drawn(cli: Cli, server: Sim) -> None:

@@ -160,9 +160,49 @@ async def test_nothing_else_is_ever_replaced(connections: Connections, tmp_path:
         there.mkdir()
     else:
         there.symlink_to(file.path)
-    with pytest.raises(StoreError, match="there cannot be written"):
-        await restore(connections, file.sha256, there)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "there"]
+    before = there.lstat()
+    for _ in range(2):  # the second time nothing is written
+        assert await restore(connections, file.sha256, there) == tmp_path / "there (1)"
+    assert (tmp_path / "there (1)").read_bytes() == file.path.read_bytes()
+    assert there.lstat() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "there", "there (1)"]
+
+
+async def test_different_files_of_one_name_are_numbered(connections: Connections, tmp_path: Path) -> None:
+    files = [saved(tmp_path / f"{seed}.png", 3, seed=seed) for seed in range(3)]
+    for file in files:
+        await keep(connections, file, limit_bytes=LIMIT)
+    place = tmp_path / "back" / "a.png"
+    written = [await restore(connections, file.sha256, place) for file in [*files, *files]]
+    assert [path.name for path in written] == ["a.png", "a (1).png", "a (2).png"] * 2
+    assert [path.read_bytes() for path in written[:3]] == [file.path.read_bytes() for file in files]
+    assert len(list(place.parent.iterdir())) == 3
+
+
+async def test_different_files_of_one_name_at_the_same_time_are_numbered(
+    connections: Connections, tmp_path: Path
+) -> None:
+    files = [saved(tmp_path / f"{seed}.png", 3, seed=seed) for seed in range(5)]
+    for file in files:
+        await keep(connections, file, limit_bytes=LIMIT)
+    place = tmp_path / "back" / "a.png"
+    twice = [*files, *files]
+    written = await asyncio.gather(*(restore(connections, file.sha256, place) for file in twice))
+    assert [path.read_bytes() for path in written] == [file.path.read_bytes() for file in twice]
+    assert len(list(place.parent.iterdir())) == 5
+
+
+async def test_too_many_files_of_one_name_are_told(
+    connections: Connections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyflow.contents.MAX_NUMBER", 1)
+    file = saved(tmp_path / "a.png", 3)
+    await keep(connections, file, limit_bytes=LIMIT)
+    for name in ("b.png", "b (1).png"):
+        (tmp_path / name).touch()
+    with pytest.raises(StoreError, match="too many files of this name"):
+        await restore(connections, file.sha256, tmp_path / "b.png")
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 async def test_a_folder_that_cannot_be_made_is_told(connections: Connections, tmp_path: Path) -> None:

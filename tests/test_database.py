@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -17,12 +20,13 @@ import trustme
 from clusters import Cluster, connected, restricted, with_database, with_options, with_user
 from wire import Relay, as_pooler
 
-from comfyflow.database import Connections, translated
+from comfyflow.database import ABSENCES, FAILURES, REFUSALS, Connections, translated
 from comfyflow.dsn import Database, DatabaseKind
 from comfyflow.errors import StoreError, StoreUnavailable
 
 SECRET = "s3cr3t-Pa55"
 SERVER = Database(DatabaseKind.SERVER, "DATABASE_URL", f"postgresql://me:{SECRET}@db:5432/jobs")
+OWN = Database(DatabaseKind.EMBEDDED, "default", f"postgresql://me:{SECRET}@/jobs?host=/here/run", "/here")
 
 
 async def refusal(dsn: str, sql: str = "SELECT 1", *, timeout: float = 10.0) -> StoreError:
@@ -335,6 +339,29 @@ async def test_an_unknown_database_is_named(database: str) -> None:
     assert not isinstance(error, StoreUnavailable)
 
 
+async def test_a_database_that_takes_no_connections_is_refused_with_what_its_owner_can_do(
+    database: str, empty_database: str
+) -> None:
+    name = urlsplit(empty_database).path.removeprefix("/")
+    async with connected(database) as somebody:
+        await somebody.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        error = await refusal(empty_database)
+        await somebody.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+    assert type(error) is StoreError
+    assert f'(database "{name}" is not currently accepting connections)' in str(error)
+    assert "ALLOW_CONNECTIONS true where it takes no connections), or change the DSN" in str(error)
+
+
+@pytest.mark.parametrize("setting", [{"no_such": "1"}, {"work_mem": "much"}])
+async def test_a_setting_that_the_server_does_not_know_is_a_fault_of_the_dsn(
+    database: str, setting: dict[str, str]
+) -> None:
+    error = await refusal(with_options(database, **setting))
+    assert type(error) is StoreError
+    assert "does not take a setting of the connection" in str(error)
+    assert "check the options in the DSN" in str(error)
+
+
 async def test_a_role_that_may_not_log_in_is_told_why(database: str) -> None:
     with restricted(database, "NOLOGIN", SECRET) as dsn:
         error = await refusal(dsn)
@@ -544,6 +571,7 @@ def test_other_faults_are_told_apart_without_what_they_say(
         ("no such database: jobs", StoreError, "is not there (no such database: jobs)"),
         ('database "jobs" does not exist', StoreError, "is not there"),
         ("unsupported startup parameter: x", StoreError, "does not let this user in"),
+        ('database "jobs" is not currently accepting connections', StoreError, "let its owner allow it"),
         ("no more connections allowed (max_client_conn)", StoreUnavailable, "takes no more connections"),
         ("query_wait_timeout", StoreUnavailable, "broke (query_wait_timeout)"),
     ],
@@ -557,3 +585,72 @@ def test_the_words_of_pgbouncer_are_understood(said: str, kind: type[StoreError]
 def test_an_error_that_is_ours_already_stays_as_it_is() -> None:
     error = StoreError("said")
     assert translated(error, SERVER) is error
+
+
+# --- a PostgreSQL of our own --------------------------------------------------------------------------
+
+
+async def test_a_database_of_our_own_that_was_killed_is_started_by_the_next_command(cluster: Cluster) -> None:
+    own = Database(DatabaseKind.EMBEDDED, "default", cluster.dsn, folder="/here")
+    async with await Connections.open(own) as connections:
+        await connections.execute("SELECT 1")
+        await asyncio.to_thread(cluster.stop)
+        error = await attempt(connections)
+    assert type(error) is StoreUnavailable
+    assert str(error) == (
+        "the embedded database has stopped: run the command again, which starts it; what it said is in"
+        " /here/server.log"
+    )
+
+
+@pytest.mark.parametrize("folder", ["/here", ""])
+def test_of_a_database_of_our_own_nothing_is_said_that_nobody_can_do(folder: str) -> None:
+    """It has no flag or variable to check, no host and no port, and no limit that a user can raise."""
+    codes = [code.ljust(5, "0") for code in (*ABSENCES, *REFUSALS)]
+    faults = [asyncpg.PostgresError.new({"C": code, "M": "no", "V": "FATAL"}) for code in codes]
+    faults += [
+        error("no") for kinds, _ in FAILURES for error in (kinds if isinstance(kinds, tuple) else (kinds,))
+    ]
+    faults += [asyncpg.ClientConfigurationError("no"), ValueError("no"), KeyError("no")]
+    for fault in faults:
+        told = str(checked(translated(fault, replace(OWN, folder=folder))))
+        assert "the embedded database" in told
+        assert not re.search("default(?!_)|check host|sslmode|max_connections|create the database", told), (
+            told
+        )
+        assert (
+            "server.log" not in told or (f"{folder}/server.log" if folder else "`comfyflow db where`") in told
+        )
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "words"),
+    [
+        (
+            ConnectionRefusedError(111, "Connection refused"),
+            StoreUnavailable,
+            "has stopped: run the command again",
+        ),
+        (FileNotFoundError(2, "No such file"), StoreUnavailable, "has stopped: run the command again"),
+        (
+            TimeoutError(),
+            StoreUnavailable,
+            "did not answer in time: try again when this machine has less to do",
+        ),
+        (
+            asyncpg.AdminShutdownError("ended"),
+            StoreUnavailable,
+            "is stopping or starting (ended): run the command",
+        ),
+        (asyncpg.InvalidPasswordError("no"), StoreError, "put the file 'password' in its folder back"),
+        (asyncpg.InvalidCatalogNameError("gone"), StoreError, "has lost its tables (gone)"),
+        (asyncpg.UndefinedTableError("gone"), StoreError, "run `comfyflow db upgrade`"),
+        (ValueError(SECRET), StoreError, "could not do this (ValueError)"),
+    ],
+)
+def test_faults_of_a_database_of_our_own_are_told_apart(
+    fault: Exception, kind: type[StoreError], words: str
+) -> None:
+    error = checked(translated(fault, OWN))
+    assert type(error) is kind
+    assert words in str(error)

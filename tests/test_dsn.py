@@ -75,8 +75,9 @@ def test_the_words_are_for_the_flag_and_our_own_variable(word: str) -> None:
     assert choose({}, word) == Database(kind, "--database")
     assert choose({"COMFYFLOW_DATABASE_URL": word}) == Database(kind, "COMFYFLOW_DATABASE_URL")
     assert choose({}, word).shown == choose({}, word).target == kind.value
-    with pytest.raises(StoreError, match="DATABASE_URL: this is no database address"):
+    with pytest.raises(StoreError, match="DATABASE_URL: this is no database address") as caught:
         choose({"DATABASE_URL": word})
+    assert "'embedded' and 'none' are for --database and COMFYFLOW_DATABASE_URL alone" in str(caught.value)
 
 
 def test_an_empty_flag_is_not_passed_over() -> None:
@@ -262,6 +263,12 @@ def test_a_password_is_never_shown(text: str, shown: str, target: str) -> None:
 def test_two_ways_of_writing_an_address_have_the_same_target() -> None:
     ways = ["postgres://u@Studio/d", "postgresql://x:y@studio:5432/d?sslmode=require", "host=studio dbname=d"]
     assert {choose({}, text).target for text in ways} == {"studio:5432/d"}
+
+
+def test_a_database_of_our_own_is_another_one_in_each_folder() -> None:
+    here, there = (Database(DatabaseKind.EMBEDDED, "default", folder=name) for name in ("/here", "/there"))
+    assert (here.target, there.target) == ("embedded:/here", "embedded:/there")
+    assert here.shown == there.shown == "embedded"
 
 
 # .env

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 
 from comfyflow.export import COLUMNS, write_csv, write_jsonl
-from comfyflow.queries import AssetRow
+from comfyflow.queries import AssetRow, Stored
 
 ROWS = [
     AssetRow(1, "p", 'a "cat",\nor two', "out/a.png", {"seed": 2**64 - 1, "node_title": "Sänger"}, 1.5),
@@ -45,7 +45,36 @@ async def test_json_lines_can_be_read_back() -> None:
     assert (second["id"], second["prompt_text"]) == (str(UUID(int=7)), None)
 
 
-@pytest.mark.parametrize("text", ['=HYPERLINK("http://x")', "+1", "-1girl", "@SUM(A1)", "\tx", "\rx"])
+NULLS = AssetRow(3, "", None, "", {}, 0.0, Stored(None, None, None, None))
+LETTERS = f'{{"bytes": 1{"0" * 400}, "a": 1.10, "b": "ä\\n"}}'
+ODD = AssetRow(4, "p", "x", "a.png", {}, float("inf"), Stored("p", "a.png", LETTERS, "infinity"))
+
+
+async def test_json_lines_are_the_table_to_the_letter() -> None:
+    stream = io.StringIO()
+    scalar = AssetRow(5, "p", None, "b", {}, 1.0, Stored("p", "b", "[1]", "1970-01-01T00:00:01+00:00"))
+    await write_jsonl(given(NULLS, ODD, scalar), stream)
+    nulls, odd, other = stream.getvalue().splitlines()
+    assert json.loads(nulls) == {**dict.fromkeys(COLUMNS), "id": 3}
+    assert f'"metadata": {LETTERS}, "created_at": "infinity"}}' in odd
+    assert json.loads(odd)["metadata"]["bytes"] == 10**400
+    assert (json.loads(other)["metadata"], json.loads(other)["created_at"]) == (
+        [1],
+        "1970-01-01T00:00:01+00:00",
+    )
+
+
+async def test_csv_has_empty_cells_for_null_and_metadata_as_it_is() -> None:
+    stream = io.StringIO(newline="")
+    await write_csv(given(NULLS, ODD), stream)
+    _, nulls, odd = csv.reader(io.StringIO(stream.getvalue(), newline=""))
+    assert nulls == ["3", "", "", "", "", ""]
+    assert odd[4:] == [LETTERS, "infinity"]
+
+
+@pytest.mark.parametrize(
+    "text", ['=HYPERLINK("http://x")', "+1", "-1girl", "@SUM(A1)", "\tx", "\rx", "\nx", "\uff1d1"]
+)
 async def test_a_spreadsheet_runs_no_prompt(text: str) -> None:
     row = AssetRow(1, "p", text, "a.png")
     guarded, exact = io.StringIO(newline=""), io.StringIO(newline="")

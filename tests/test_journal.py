@@ -16,13 +16,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from comfyflow import JobEvent, StoreError
-from comfyflow.journal import ANYWHERE, Journal, JournalSummary
+from comfyflow.journal import ANYWHERE, DAMAGED, Journal, JournalSummary
 from comfyflow.rows import Batch, batch_of
 
 HERE, THERE = "localhost:5432/here", "localhost:5432/there"
@@ -56,6 +58,10 @@ def aside(journal: Journal) -> list[bytes]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "state" / "journal"
+
+
+def journal_name(target: str) -> str:
+    return f"{quote(target, safe='')}.journal"
 
 
 def journal_file(journal: Journal) -> Path:
@@ -213,6 +219,24 @@ def test_a_torn_line_does_not_take_the_next_one_with_it(
     assert journal.summary().set_aside == 1
 
 
+@pytest.mark.parametrize("taken", [2, 4])
+def test_what_follows_a_torn_line_while_others_are_taken_out_is_not_mixed_with_it(
+    folder: Path, taken: int
+) -> None:
+    """A file is read ahead: what was read of the torn line is not the beginning of the next one."""
+    journal = filled(folder, "a", "b")
+    path = journal_file(journal)
+    path.write_bytes(path.read_bytes() + b"abc")
+    found = []
+    with journal.draining(HERE) as batches:
+        found.append(name_of(next(batches)))
+        filled(folder, "c", "d")
+        found += [name_of(one) for one in islice(batches, taken - 1)]
+    found += drained(journal)
+    assert found == (["a", "b", "b", "c", "d"] if taken == 2 else ["a", "b", "c", "d", "d"])
+    assert aside(journal) == [b"abc"]
+
+
 def test_a_file_of_one_torn_line_is_emptied(folder: Path) -> None:
     journal = filled(folder, "a")
     journal_file(journal).write_bytes(b"x" * 3_000_000)
@@ -231,7 +255,53 @@ def test_a_damaged_line_is_set_aside_and_the_others_go_on(folder: Path, damaged:
     path.write_bytes(damaged + first + damaged + second)
     assert journal.summary().records == 4
     assert drained(journal) == ["a", "b"]
-    assert aside(journal) == [damaged] * 2
+    assert aside(journal) == [damaged * 2]
+
+
+def test_a_file_full_of_damage_is_set_aside_as_one(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = filled(folder, "a", "b")
+    filled(folder, "c", target=ANYWHERE)
+    path = folder / journal_name(HERE)
+    first, second = path.read_bytes().splitlines(keepends=True)
+    garbage = [b"%d\n" % number for number in range(2000)]
+    path.write_bytes(b"".join([*garbage[:1000], first, *garbage[1000:], second]))
+    assert drained(journal) == ["c", "a", "b"]
+    (kept,) = folder.glob("*.aside")
+    assert kept.read_bytes() == f"# {DAMAGED}\n".encode() + b"".join(garbage)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"2000 lines of the journal cannot be used ({DAMAGED}): kept in {kept}"
+    ]
+
+
+def test_each_file_has_its_damage_set_aside_by_itself(folder: Path) -> None:
+    journal = filled(folder, "a")
+    filled(folder, "b", target=ANYWHERE)
+    for name in (HERE, ANYWHERE):
+        with (folder / journal_name(name)).open("ab") as file:
+            file.write(f"damage of {name}\n".encode())
+    assert drained(journal) == ["b", "a"]
+    assert sorted(aside(journal)) == sorted(f"damage of {name}\n".encode() for name in (HERE, ANYWHERE))
+
+
+def test_damage_leaves_the_journal_also_where_the_flush_does_not_come_to_its_end(folder: Path) -> None:
+    journal = filled(folder, "a")
+    path = journal_file(journal)
+    whole = path.read_bytes()
+    path.write_bytes(b"x\ny\n" + whole)
+    with pytest.raises(ZeroDivisionError), journal.draining(HERE) as batches:
+        next(batches)
+        raise ZeroDivisionError
+    assert (path.read_bytes(), aside(journal)) == (whole, [b"x\ny\n"])
+
+
+def test_damage_that_cannot_be_set_aside_stays_in_the_journal(folder: Path) -> None:
+    journal = filled(folder, "a")
+    path = journal_file(journal)
+    whole = b"x" * 20_000 + b"\n" + path.read_bytes()
+    path.write_bytes(whole)
+    with pytest.raises(StoreError, match="cannot be used"), small_files():
+        drained(journal)
+    assert (path.read_bytes(), aside(journal)) == (whole, [])
 
 
 def test_a_line_of_another_version_is_set_aside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,10 @@ from comfyflow import (
     StoreError,
     StoreUnavailable,
     Workflow,
+    contents,
 )
 from comfyflow.journal import ANYWHERE, Journal
-from comfyflow.postgres import LANES, PostgresStore
+from comfyflow.postgres import LANES, LOAD, PostgresStore
 from comfyflow.rows import batch_of
 from comfyflow.store import Accepted, Added, Advanced, Entry, Kept, ending
 
@@ -315,7 +316,60 @@ async def test_bytes_are_kept_up_to_the_limit(
     assert "larger than the limit" in caplog.text
 
 
+@asynccontextmanager
+async def storing(dsn: str, folder: Path) -> AsyncIterator[Kept]:
+    """A file whose bytes somebody else is just storing."""
+    path = folder / "x.png"
+    path.write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    connection = await asyncpg.connect(dsn)
+    try:
+        async with connection.transaction():
+            await contents.take_lock(connection, digest)
+            yield Kept(replace(FILE, path=path, sha256=digest))
+    finally:
+        await connection.close()
+
+
+async def test_bytes_that_wait_leave_connections_for_rows(
+    database: str, journal: Journal, tmp_path: Path
+) -> None:
+    async with await PostgresStore.open(database, journal=journal, max_size=2, patience=2.0) as store:
+        async with storing(database, tmp_path) as kept:
+            keeping = [asyncio.create_task(store.write(kept)) for _ in range(3)]
+            await blocked(database, 1)
+            await store.add(job())
+            assert store.fault is None
+        await asyncio.gather(*keeping)
+        assert not journal.waits_for(None)
+
+
+async def test_bytes_are_kept_later_when_their_writer_is_cancelled(
+    database: str, journal: Journal, tmp_path: Path
+) -> None:
+    async with await PostgresStore.open(database, journal=journal) as store:
+        async with storing(database, tmp_path) as kept:
+            await cancelled(store.write(kept), database)
+        await store.flush()
+        assert len(await store.connections.fetch("SELECT FROM asset_contents")) == 1
+
+
 # -- many at once -------------------------------------------------------------------------------------------
+
+
+async def test_large_graphs_are_not_gathered_into_one_statement(database: str, store: PostgresStore) -> None:
+    """Making JSON of all of them at once would stop everything else in this process for too long."""
+    node = {"class_type": "EmptyImage", "inputs": {}}
+    graph = Workflow.load({str(number): node for number in range(LOAD // 2 + 1)})
+    large = [replace(job(f"large {number}"), workflow=graph) for number in range(3)]
+    async with locked(database):
+        tasks = [asyncio.create_task(store.add(one)) for one in [*(job() for _ in range(LANES)), *large]]
+        await blocked(database, LANES)
+    await asyncio.gather(*tasks)
+    rows = await store.connections.fetch(
+        "SELECT DISTINCT xmin::text FROM workflow_runs WHERE prompt_id LIKE 'large%'"
+    )
+    assert len(rows) == 3
 
 
 async def test_a_hundred_jobs_at_once(store: PostgresStore) -> None:
@@ -416,6 +470,22 @@ async def test_what_is_lazy_is_written_after_a_while(database: str) -> None:
         await store.add(one)
         await store.write(Advanced(one.prompt_id, JobState.RUNNING), lazily=True)
         async with asyncio.timeout(10):
+            while (await known(second, one)).state is not JobState.RUNNING:
+                pass
+
+
+async def test_what_is_lazy_while_lazy_entries_are_written_follows_them(database: str) -> None:
+    one = job()
+    async with (
+        await PostgresStore.open(database, journal=None, linger=0.01) as store,
+        await PostgresStore.open(database, journal=None) as second,
+    ):
+        await store.add(one)
+        async with locked(database):
+            await store.write(Advanced(one.prompt_id, JobState.QUEUED), lazily=True)
+            await blocked(database, 1)
+            await store.write(Advanced(one.prompt_id, JobState.RUNNING), lazily=True)
+        async with asyncio.timeout(5):
             while (await known(second, one)).state is not JobState.RUNNING:
                 pass
 
@@ -639,6 +709,26 @@ async def test_closing_journals_what_is_lazy_when_the_server_is_away(
         assert (await known(second, one)).state is JobState.RUNNING
 
 
+async def test_an_outcome_that_is_refused_is_raised_and_set_aside(
+    empty_database: str, journal: Journal
+) -> None:
+    """A table generated_assets of somebody else's making is used as it is."""
+    columns = (
+        "prompt_id text, prompt_text text, output_path varchar(9), metadata jsonb, created_at timestamptz"
+    )
+    await execute(empty_database, f"CREATE TABLE generated_assets (id serial PRIMARY KEY, {columns})")
+    one = job()
+    long = replace(FILE, path=ROOT / "0123456789.png")
+    async with await PostgresStore.open(empty_database, migrate=True, journal=journal) as store:
+        await store.add(one)
+        with pytest.raises(StoreError, match="too short"):
+            await store.finish(one, done(one), (long,), root=ROOT)
+    assert (journal.summary().records, journal.summary().set_aside) == (0, 1)
+    (aside,) = journal.folder.glob("*.aside")
+    assert "too short" in aside.read_text().partition("\n")[0]
+    assert "0123456789.png" in aside.read_text()
+
+
 # -- opening ------------------------------------------------------------------------------------------------
 
 
@@ -727,6 +817,15 @@ async def test_a_flush_waits_for_that_of_another_process(journalled: PostgresSto
         done, _ = await asyncio.wait([flush], timeout=0.05)
         assert not done
     assert await flush == 1
+
+
+async def test_a_flush_does_not_wait_for_ever_for_another_process(
+    journalled: PostgresStore, journal: Journal
+) -> None:
+    journal.append(batch_of([Added(job())]), ANYWHERE)
+    with journal.draining(None), pytest.raises(StoreUnavailable, match="another process"):
+        await journalled.flush(wait=0.01)
+    assert await journalled.flush() == 1
 
 
 async def test_while_another_process_flushes_the_journal_goes_on_growing(

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+from math import inf
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from comfyflow.errors import UsageError
+from comfyflow.errors import StoreError, UsageError
 from comfyflow.models import JobState
 from comfyflow.queries import (
     AssetFilter,
     AssetRow,
     RunFilter,
     RunRow,
+    Stored,
     asset_of,
     assets_query,
     event_of,
     events_query,
+    graph_of,
     graph_query,
     named_query,
     run_of,
@@ -90,9 +93,43 @@ def test_what_cannot_be_a_digest_is_refused(digest: str) -> None:
 
 
 def test_the_next_page_starts_after_the_last_row() -> None:
-    query = assets_query(AssetFilter(limit=10), after=("moment", 7))
-    assert "WHERE (a.created_at, a.id) < ($1, $2)" in query.sql
-    assert query.args == ("moment", 7, 10)
+    query = assets_query(AssetFilter(limit=10), after=("infinity", 7))
+    assert "WHERE (a.created_at, a.id) < ($1::text::timestamp, $2)" in query.sql
+    assert query.args == ("infinity", 7, 10)
+
+
+@pytest.mark.parametrize(
+    ("page_at", "kind"),
+    [
+        ("2026-11-01T00:00:00.5+00:00", "timestamptz"),
+        ("2026-11-01T00:00:00-07:30", "timestamptz"),
+        ("0044-03-15T00:00:00+00:53:28 BC", "timestamptz"),
+        ("12000-01-01T00:00:00+00:00", "timestamptz"),
+        ("2026-11-01T00:00:00.5", "timestamp"),
+        ("12000-01-01T00:00:00", "timestamp"),
+    ],
+)
+def test_the_next_page_is_asked_for_in_the_type_of_the_column(page_at: str, kind: str) -> None:
+    assert f"$1::text::{kind}," in assets_query(AssetFilter(), after=(page_at, 7)).sql
+
+
+@pytest.mark.parametrize(
+    ("moment", "asked"),
+    [(1.0, 1.0), (-1e10, -1e10), (-1e13, -inf), (1e13, inf), (inf, inf), (-inf, -inf), (None, None)],
+)
+def test_moments_that_postgresql_does_not_know_are_infinitely_far_away(
+    moment: float | None, asked: float | None
+) -> None:
+    args = runs_query(RunFilter(since=moment, until=moment, limit=None)).args
+    assert args == (() if asked is None else (asked, asked))
+
+
+def test_a_limit_that_postgresql_cannot_count_to_is_the_highest_one() -> None:
+    assert (
+        runs_query(RunFilter(limit=10**20)).args
+        == assets_query(AssetFilter(limit=2**63)).args
+        == (2**63 - 1,)
+    )
 
 
 def test_the_page_after_a_row_without_a_moment_holds_all_with_one() -> None:
@@ -107,7 +144,12 @@ def test_an_id_that_postgresql_cannot_hold_is_asked_for_as_it_was_recorded(query
 
 
 def test_paths_are_asked_for_as_they_were_recorded() -> None:
-    assert named_query(["a", "b\udcff"]).args == (["a", "b\ufffd"],)
+    assert named_query(["a", "b\udcff"]).args == (["a", "b\ufffd"], ["a", "b\ufffd"])
+
+
+def test_an_absolute_path_may_be_recorded_by_its_end_alone() -> None:
+    ends = ["b/c.png", "/a/b/c.png", "a/b/c.png", "c.png"]
+    assert named_query(["b/c.png", "/a/b/c.png"]).args == (ends, ["b/c.png", "/a/b/c.png"])
 
 
 def test_a_run_is_read_from_its_row() -> None:
@@ -122,14 +164,42 @@ def test_a_run_is_read_from_its_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "metadata"), [('{"seed": 18446744073709551615}', {"seed": 2**64 - 1}), (None, {}), ("[1]", {})]
+    ("text", "metadata"),
+    [
+        ('{"seed": 18446744073709551615}', {"seed": 2**64 - 1}),
+        (None, {}),
+        ("[1]", {}),
+        (f'{{"seed": {"9" * 5000}}}', {"seed": "9" * 5000}),
+        (f'{{"width": {"9" * 400}.5, "height": 1.5}}', {"width": "9" * 400 + ".5", "height": 1.5}),
+        (f'{{"a": {"[" * 98}1{"]" * 98}, "b": {{"c": 1}}}}', None),
+        (f'{{"a": {"[" * 200}1{"]" * 200}}}', {}),
+        (f'{{"a": {"[" * 100_000}1{"]" * 100_000}}}', {}),
+    ],
 )
 def test_an_asset_is_read_from_its_row_whatever_its_metadata(text: str | None, metadata: Any) -> None:
     row = {
         "id": 1, "prompt_id": "p", "prompt_text": None, "output_path": "a.png", "metadata": text,
-        "created_at": 1.0,
+        "created_at": 1.0, "page_at": "1970-01-01T00:00:01+00:00",
     }  # fmt: skip
-    assert asset_of(row) == AssetRow(1, "p", None, "a.png", metadata, 1.0)
+    found = asset_of(row)
+    assert found == AssetRow(
+        1, "p", None, "a.png", json.loads(text or "") if metadata is None else metadata, 1.0
+    )
+    assert found.stored == Stored("p", "a.png", text, "1970-01-01T00:00:01+00:00")
+
+
+def test_a_row_that_holds_nothing_is_read_and_known_as_such() -> None:
+    nothing = dict.fromkeys(["id", "prompt_id", "prompt_text", "output_path", "metadata", "page_at"])
+    found = asset_of({**nothing, "id": 1, "created_at": 0.0})
+    assert found == AssetRow(1, "", None, "", {}, 0.0)
+    assert found.stored == Stored(None, None, None, None)
+
+
+def test_a_graph_is_read_and_one_that_is_nested_too_deep_is_told() -> None:
+    assert graph_of({"graph": None}) is None
+    assert graph_of({"graph": '{"1": {"class_type": "A"}}'}) == {"1": {"class_type": "A"}}
+    with pytest.raises(StoreError, match="nested too deep"):
+        graph_of({"graph": "[" * 100_000 + "]" * 100_000})
 
 
 def test_an_event_is_read_from_its_row() -> None:
@@ -151,7 +221,7 @@ def test_a_url_is_told_from_a_path(path: str, is_url: bool) -> None:
     assert asset(path).is_url is is_url
 
 
-@pytest.mark.parametrize("value", [None, "12", True, 1.5])
+@pytest.mark.parametrize("value", [None, "12", True, 1.5, -1, 2**63, 10**400, [], {}])
 def test_sizes_and_hashes_of_other_kinds_are_unknown(value: Any) -> None:
     row = asset("a.png", bytes=value, sha256=12)
     assert (row.size, row.sha256) == (None, None)

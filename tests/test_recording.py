@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from clusters import Cluster, execute, with_database, with_user
+from clusters import Cluster, execute, restricted, with_database, with_user
 from graphs import image
 
 from comfyflow import (
+    Archive,
     Job,
+    JobState,
     Journal,
     MemoryStore,
     OutputFile,
     PostgresMissing,
     PostgresStore,
+    RunFilter,
     SavedFile,
     StoreError,
     StoreUnavailable,
@@ -26,8 +31,9 @@ from comfyflow import (
     Workflow,
 )
 from comfyflow.journal import ANYWHERE
-from comfyflow.recording import reading, recording
-from comfyflow.store import Kept
+from comfyflow.recording import NO_ADDRESS, reading, recording
+from comfyflow.rows import batch_of
+from comfyflow.store import Added, Kept
 
 
 @pytest.fixture
@@ -61,10 +67,21 @@ async def test_a_database_that_is_named_is_used_and_read(database: str, journal:
         assert await store.get("a") is not None
 
 
+async def test_reading_does_not_wait_for_a_process_that_hangs_while_it_writes_the_journal(
+    database: str, journal: Journal
+) -> None:
+    journal.append(batch_of([Added(job())]), ANYWHERE)
+    with journal.draining(None):
+        async with asyncio.timeout(30), reading({}, database, journal=journal) as store:
+            assert await store.get("a") is None
+    async with reading({}, database, journal=journal) as store:
+        assert await store.get("a") is not None
+
+
 async def test_none_means_that_nothing_is_recorded(journal: Journal) -> None:
     async with recording(by("none"), journal=journal) as record:
         await record.store.add(job())
-        assert (record.where, record.fault, type(record.store)) == ("none", None, MemoryStore)
+        assert (record.where, record.fault, type(record.store.inner)) == ("none", None, MemoryStore)
     assert journal.summary().records == 0
     with pytest.raises(StoreError, match=r"--database says that nothing is recorded"):
         async with reading(by("x"), "none", journal=journal):
@@ -78,6 +95,24 @@ async def test_without_any_database_one_of_our_own_is_started(own_data: Path, jo
     async with reading({}, journal=journal) as store:
         assert await store.get("a") is not None
     assert [path.name[:2] for path in own_data.iterdir()] == ["pg"]
+
+
+async def test_a_command_that_is_stopped_while_ours_starts_leaves_no_server_behind(
+    own_data: Path, journal: Journal
+) -> None:
+    async def work() -> None:
+        async with recording({}, journal=journal):
+            raise AssertionError("it was not cancelled in time")
+
+    task = asyncio.create_task(work())
+    async with asyncio.timeout(60):
+        while not await asyncio.to_thread(list, own_data.glob("pg*/making-*")):
+            pass
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not list(own_data.glob("pg*/data/postmaster.pid"))
+    assert list(own_data.glob("pg*/data"))
 
 
 async def test_without_any_postgresql_the_journal_takes_it_and_the_first_database_gets_it(
@@ -100,14 +135,18 @@ async def test_without_any_postgresql_the_journal_takes_it_and_the_first_databas
 
 @pytest.mark.parametrize("flag", ["mysql://host/db", "what is this"])
 async def test_what_is_no_address_is_told_and_the_journal_takes_the_record(
-    journal: Journal, flag: str
+    journal: Journal, database: str, flag: str
 ) -> None:
     async with recording({}, flag, journal=journal) as record:
         await record.store.add(job())
         assert record.where == "journal"
         assert isinstance(record.fault, StoreError)
         assert not isinstance(record.fault, StoreUnavailable)
-    assert journal.summary().targets == {ANYWHERE: 1}
+    assert journal.summary().targets == {NO_ADDRESS: 1}
+    async with reading({}, database, journal=journal) as store:
+        assert await store.get("a") is None  # nobody knows whether it was meant for this one
+        assert await store.flush(everything=True) == 1
+        assert await store.get("a") is not None
 
 
 async def test_a_database_that_is_away_gets_its_record_when_it_is_back(
@@ -120,7 +159,7 @@ async def test_a_database_that_is_away_gets_its_record_when_it_is_back(
         await record.store.add(job())
         assert record.where == "journal"
         assert isinstance(record.fault, StoreUnavailable)
-        assert isinstance(record.store, PostgresStore)
+        assert isinstance(record.store.inner, PostgresStore)
     cluster.start()
     async with reading({}, cluster.dsn, journal=journal) as store:
         assert await store.get("a") is not None
@@ -165,3 +204,59 @@ async def test_a_limit_that_is_none_is_wrong_use(journal: Journal) -> None:
     with pytest.raises(UsageError, match="COMFYFLOW_CONTENT_LIMIT"):
         async with recording({"COMFYFLOW_CONTENT_LIMIT": "much"}, "none", journal=journal):
             pass
+
+
+async def test_a_record_that_nothing_can_take_is_told_and_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    lost = Journal(tmp_path / "file" / "journal")
+    async with recording(by("postgresql://u@127.0.0.1:1/d"), journal=lost) as record:
+        assert record.where == "none"  # told before a job is sent
+        await record.store.add(job())
+        await record.store.advance("a", JobState.RUNNING)
+        assert "journal" in str(record.lost)
+        assert record.fault is record.lost
+
+
+async def test_a_database_is_read_although_the_journal_cannot_be(
+    database: str, journal: Journal, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    async with recording(by(database), journal=journal) as record:
+        await record.store.add(job())
+    async with reading(by(database), journal=Journal(tmp_path / "file" / "journal")) as store:
+        assert await store.get("a") is not None
+
+
+async def test_who_may_only_read_reads_although_the_journal_waits(
+    database: str, journal: Journal, tmp_path: Path
+) -> None:
+    with restricted(database) as reader:
+        name = urlsplit(reader).username
+        execute(database, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}")
+        async with recording(by(reader), journal=journal) as record:
+            await record.store.add(job())
+            assert record.where == "journal"
+        async with reading(by(reader), journal=journal) as store:
+            assert await Archive(store.connections).runs(RunFilter()) == []
+    assert journal.summary().records == 1
+
+
+async def test_each_data_folder_has_a_journal_of_its_own(
+    own_data: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with recording({}, journal=journal):
+        pass
+    (home,) = own_data.iterdir()
+    settings = home / "data" / "postgresql.conf"
+    whole = settings.read_text()
+    settings.write_text("this is no setting")
+    async with recording({}, journal=journal) as record:
+        await record.store.add(job())
+        assert record.where == "journal"
+    settings.write_text(whole)
+    monkeypatch.setenv("COMFYFLOW_DATA", str(own_data / "other"))
+    async with reading({}, journal=journal) as other:
+        assert await other.get("a") is None
+    monkeypatch.setenv("COMFYFLOW_DATA", str(own_data))
+    async with reading({}, journal=journal) as store:
+        assert await store.get("a") is not None

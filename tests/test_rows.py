@@ -401,6 +401,23 @@ def test_rows_that_others_wrote_are_read_as_far_as_they_go() -> None:
     assert record.files == (SavedFile(OutputFile("", "z.png"), Path("sub/z.png"), 2, "1", ""),)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "readable"),
+    [
+        ({"sha256": "1", "bytes": 2, "folder": None, "node_id": None, "width": None}, True),
+        ({"sha256": "1", "bytes": "2"}, False),
+        ({"sha256": 1, "bytes": 2}, False),
+        ({"sha256": "1", "bytes": 2, "node_id": 9}, False),
+        ([{"sha256": "1"}], False),
+    ],
+)
+def test_metadata_of_another_make_is_no_reason_to_lose_the_record(metadata: Any, readable: bool) -> None:
+    run, _, _ = stored(Finished(JOB, DONE))
+    record = record_of(run, [{"output_path": "z.png", "metadata": metadata}], [])
+    assert record.result == DONE
+    assert record.files == ((SavedFile(OutputFile("", "z.png"), Path("z.png"), 2, "1", ""),) * readable)
+
+
 def test_an_end_without_an_outcome_is_an_end() -> None:
     run: dict[str, Any] = {"prompt_id": "a", "client_id": None, "server": "s", "graph": None, "created_at": 1}
     run |= {"state": "succeeded", "outcome": None, "error": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ from unittest.mock import AsyncMock
 
 import aiohttp
 import pytest
+from clusters import execute
 from graphs import Graph, alone, image, partly_valid, steps
 
 from comfyflow import (
@@ -24,6 +26,7 @@ from comfyflow import (
     MemoryStore,
     OutputUnavailable,
     PollSchedule,
+    PostgresStore,
     Runner,
     ServerUnreachable,
     StoreError,
@@ -115,6 +118,48 @@ async def test_a_job_of_somebody_else_is_adopted_with_its_graph(
     assert (await recorded(runner, prompt_id)).files == ()
     again = await runner.adopt(prompt_id)
     assert again == job
+
+
+async def test_a_bare_row_that_n8n_wrote_is_filled_when_its_job_is_adopted(
+    client: ComfyClient, comfyui: Sim, database: str, tmp_path: Path
+) -> None:
+    graph = image()
+    async with ComfyClient(comfyui.url, client_id="n8n") as other:
+        prompt_id = await other.submit_workflow(graph)
+        await other.wait(prompt_id)
+    execute(
+        database,
+        "INSERT INTO workflow_runs (prompt_id, server, graph)"
+        f" VALUES ('{prompt_id}', 'http://comfyui', '{json.dumps(graph)}')",
+    )
+    async with (
+        await PostgresStore.open(database, journal=None) as store,
+        Runner(client, store, tmp_path) as runner,
+    ):
+        await runner.complete(await runner.adopt(prompt_id))
+    [told] = execute(
+        database,
+        "SELECT state, client_id, server, digest, graph IS NOT NULL FROM workflow_runs",
+    )
+    assert [tuple(run) for run in told] == [
+        ("succeeded", "n8n", "http://comfyui", Workflow.load(graph).digest, True)
+    ]
+
+
+async def test_a_job_of_another_server_is_neither_lost_nor_sent_again_here(
+    runner: Runner, tmp_path: Path
+) -> None:
+    """A store may be shared by many servers: what this one does not know may run well on that one."""
+    queued, unsent = await runner.submit(steps()), runner._job(Workflow.load(image()))
+    await runner.store.add(unsent)
+    async with Sim() as sim, ComfyClient(sim.url, poll=QUICK) as other:
+        elsewhere = Runner(other, runner.store, tmp_path / "elsewhere")
+        with pytest.raises(JobLost, match=f"was sent to {runner.client.server}"):
+            await elsewhere.follow(await elsewhere.adopt(queued.prompt_id))
+        assert [done async for done in elsewhere.resume()] == []
+        assert ("POST", "/prompt") not in sim.requests
+    await runner.complete(queued)
+    assert (await recorded(runner, queued.prompt_id)).state is JobState.SUCCEEDED
 
 
 async def test_a_job_that_nobody_knows_is_not_adopted(runner: Runner) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import datetime
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from comfyflow.models import JobState
 from comfyflow.prune import Pruned
 from comfyflow.queries import AssetRow, RunRow
+from comfyflow.report import dump
 from comfyflow.store import JobEvent
 from comfyflow.tables import (
     ASSET_COLUMNS,
@@ -166,6 +170,47 @@ def test_a_caption_is_the_seed_else_the_prompt_else_the_name() -> None:
     assert caption(asset()) == "seed 0"
     assert caption(asset(metadata={})) == "fox"
     assert caption(asset(metadata={}, prompt_text=None)) == "a/b.png"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+KNOWN = ("bytes", "width", "height", "seed", "duration", "node_title", "node_id", "model", "folder", "sha256")
+
+
+@given(metadata=st.dictionaries(st.sampled_from(KNOWN), JSON), path=st.text(), at=st.floats())
+def test_whatever_others_wrote_can_be_told(metadata: dict[str, Any], path: str, at: float) -> None:
+    odd = asset(metadata=metadata, output_path=path, prompt_text=path, created_at=at)
+    cells = asset_cells(odd, path)
+    assert len(cells) == len(ASSET_COLUMNS)
+    assert all(cells)
+    assert all(len(cell) <= MAX_CELL for cell in cells[1:5])
+    assert json.loads(dump(asset_document(odd, path)))["output_path"] == path
+    assert isinstance(caption(odd), str)
+    assert event_cells(JobEvent("abc", "odd", metadata, at))[1] == "odd"
+
+
+@given(at=st.floats(), took=st.floats())
+def test_every_moment_and_time_that_postgresql_holds_can_be_told(at: float, took: float) -> None:
+    odd = run(created_at=at, finished_at=at, execution_seconds=took)
+    assert len(run_cells(odd)) == len(RUN_COLUMNS)
+    assert list(run_lines(odd, [], []))
+    assert json.loads(dump(run_document(odd)))["prompt_id"] == "abc"
+
+
+def test_what_is_no_text_and_no_number_is_not_told() -> None:
+    odd = asset(metadata={"node_title": {"a": 1}, "node_id": 9, "seed": [], "model": "", "bytes": 10**400})
+    assert asset_cells(odd, "x")[1:5] == ("9", "-", "-", "-")
+    assert local_time(float("inf")) == "-"
+    assert utc_time(float("nan")) is None
+    assert run_cells(run(execution_seconds=float("nan")))[2] == "-"
+
+
+def test_a_row_that_names_no_file_has_no_place() -> None:
+    odd = asset(output_path="")
+    assert (asset_cells(odd, "/shared")[-1], asset_document(odd, "/shared")["path"]) == ("-", None)
 
 
 def test_an_event_is_one_row_and_a_document() -> None:

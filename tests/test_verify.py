@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from comfyflow.errors import UsageError
 from comfyflow.queries import AssetRow
-from comfyflow.verify import Checked, Verdict, sha256_of, verified
+from comfyflow.verify import Checked, Verdict, check, sha256_of, verified
 
 BYTES = b"a picture"
 
@@ -24,7 +26,7 @@ def asset(path: str, data: bytes | None = BYTES, **metadata: Any) -> AssetRow:
     return AssetRow(1, "p", None, path, known | metadata)
 
 
-async def given(rows: Iterable[AssetRow]) -> AsyncIterator[AssetRow]:
+async def each(rows: Iterable[AssetRow]) -> AsyncIterator[AssetRow]:
     for row in rows:
         yield row
 
@@ -33,7 +35,7 @@ async def checked(root: Path | None, *rows: AssetRow) -> list[Checked]:
     async def named(paths: list[str]) -> set[str]:
         return {path for path in paths if path in {row.output_path for row in rows}}
 
-    return [found async for found in verified(given(rows), named, root)]
+    return [found async for found in verified(each(rows), named, root)]
 
 
 async def verdict(root: Path | None, row: AssetRow) -> tuple[Verdict, str | None]:
@@ -91,6 +93,27 @@ async def test_a_row_without_a_hash_is_not_verifiable_but_its_size_is(tmp_path: 
 async def test_a_url_is_not_verifiable() -> None:
     (found,) = await checked(None, asset("https://cdn/a.png"))
     assert (found.verdict, found.path) == (Verdict.UNVERIFIABLE, None)
+
+
+async def test_a_row_that_names_no_file_is_not_verifiable(tmp_path: Path) -> None:
+    (found,) = await checked(tmp_path, asset(""))
+    assert (found.verdict, found.path) == (Verdict.UNVERIFIABLE, None)
+    assert found.reason == "its row names no file"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+KNOWN = ("bytes", "sha256", "folder", "width", "seed")
+
+
+@given(path=st.text(max_size=20), metadata=st.dictionaries(st.sampled_from(KNOWN), JSON))
+def test_whatever_others_wrote_has_a_verdict(path: str, metadata: dict[str, Any]) -> None:
+    row = AssetRow(1, "p", None, path, metadata)
+    for root in (None, Path("/no/such/folder")):
+        assert check(row, root).verdict in set(Verdict)
 
 
 @pytest.mark.parametrize("how", ["link", "folder link", "dots"])
@@ -152,7 +175,7 @@ async def test_a_relative_root_is_the_same_folder(tmp_path: Path, monkeypatch: p
 
 async def test_without_names_orphans_are_not_looked_for(tmp_path: Path) -> None:
     (tmp_path / "extra.png").touch()
-    assert [found async for found in verified(given([]), None, tmp_path)] == []
+    assert [found async for found in verified(each([]), None, tmp_path)] == []
 
 
 async def test_a_folder_that_goes_while_it_is_looked_at_is_told(tmp_path: Path) -> None:
@@ -165,7 +188,7 @@ async def test_a_folder_that_goes_while_it_is_looked_at_is_told(tmp_path: Path) 
             (tmp_path / "sub").rmdir()
         return paths
 
-    found = [row async for row in verified(given([]), named, tmp_path)]
+    found = [row async for row in verified(each([]), named, tmp_path)]
     assert all(row.verdict is Verdict.UNVERIFIABLE and row.path == tmp_path / "sub" for row in found)
 
 

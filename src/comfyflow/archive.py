@@ -6,7 +6,6 @@ writes, except `prune`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -81,7 +80,7 @@ class Archive:
     async def graph(self, prompt_id: str) -> dict[str, Any] | None:
         """The workflow of a job as it was sent, to run it again; None when it is not recorded."""
         rows = await self.rows(queries.graph_query(prompt_id))
-        return json.loads(rows[0]["graph"] or "null") if rows else None
+        return queries.graph_of(rows[0]) if rows else None
 
     async def verify(
         self, root: Path | None = None, wanted: AssetFilter | None = None
@@ -139,7 +138,7 @@ class Archive:
         return await self._connections.run(work)
 
     async def _named(self, paths: list[str]) -> set[str]:
-        found = {row["output_path"] for row in await self.rows(queries.named_query(paths))}
+        found = {row["path"] for row in await self.rows(queries.named_query(paths))}
         return {path for path in paths if cleaned(path) in found}
 
 

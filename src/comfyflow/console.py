@@ -23,7 +23,8 @@ from .workflow import Workflow
 
 T = TypeVar("T")
 UNBROKEN = ("ID", "JOB")  # columns that stay in one line on the narrowest terminal
-KEEPERS = ("contents", "embedded", "journal", "postgres")  # the modules whose warnings are about the record
+# The modules whose warnings are about the record.
+KEEPERS = ("contents", "embedded", "journal", "postgres", "recording")
 
 
 class Interrupted(Exception):

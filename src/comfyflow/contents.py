@@ -9,7 +9,7 @@ import errno
 import hashlib
 import logging
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,8 @@ from anyio.to_thread import run_sync
 from .database import Connections
 from .errors import StoreError
 from .models import SavedFile
+from .names import numbered
+from .part import MAX_NUMBER
 from .verify import sha256_of
 
 PART = 1 << 20  # bytes; the table takes no longer ones
@@ -59,16 +61,20 @@ async def keep(connections: Connections, file: SavedFile, *, limit_bytes: int) -
 
 
 async def restore(connections: Connections, sha256: str, destination: Path) -> Path:
-    """Write the bytes back into the file `destination`, which is there only when it is whole and identical.
+    """Write the bytes back into the file `destination`, which is there only when it is whole and identical;
+    returns its path.
 
-    Folders are made. A file that is there already is left alone: the same bytes are a success, others are
-    not. Raises StoreError when the content is not there, not complete, not what its name says, or when the
-    disk refuses; then nothing is left behind.
+    Folders are made. What is there already is left alone: a file with the same bytes is a success, and beside
+    anything else the new one becomes `name (1).png`, as with downloads. Raises StoreError when the content is
+    not there, not complete, not what its name says, or when the disk refuses; then nothing is left behind.
     """
     part = destination.with_name(f".comfyflow-{uuid4().hex}.part")
     try:
-        if await run_sync(_is_there, destination, sha256):
+        if await run_sync(_is_same, destination, sha256):
             return destination
+        size = await _size(connections, sha256)
+        if (found := await run_sync(_found, destination, sha256, size)) is not None:
+            return found
         await run_sync(_make_folder, destination.parent)
         await _receive(connections, sha256, part)
         return await run_sync(_publish, part, destination, sha256)
@@ -91,6 +97,7 @@ async def take_lock(connection: Any, sha256: str, *, wait: bool = True) -> bool:
 
 _IS_THERE = "SELECT EXISTS (SELECT FROM asset_contents WHERE sha256 = $1)"
 _STORE = "INSERT INTO asset_contents (sha256, part, bytes, data) VALUES ($1, $2, $3, $4)"
+_SIZE = "SELECT bytes FROM asset_contents WHERE sha256 = $1 LIMIT 1"
 _LOAD = "SELECT part, bytes, data FROM asset_contents WHERE sha256 = $1 AND part >= $2 ORDER BY part LIMIT 1"
 
 
@@ -132,6 +139,14 @@ async def _receive(connections: Connections, sha256: str, part: Path) -> None:
         )
 
 
+async def _size(connections: Connections, sha256: str) -> int:
+    rows = await connections.fetch(_SIZE, sha256)
+    if not rows:
+        raise StoreError(f"the database holds no content {sha256}: it was recorded without --keep-content")
+    size: int = rows[0]["bytes"]
+    return size
+
+
 async def _parts(connections: Connections, sha256: str) -> AsyncGenerator[bytes]:
     number = size = told = 0
     while rows := await connections.fetch(_LOAD, sha256, number):
@@ -142,8 +157,6 @@ async def _parts(connections: Connections, sha256: str) -> AsyncGenerator[bytes]
         number, size, told = number + 1, size + len(row["data"]), row["bytes"]
     if size < told or rows:
         raise StoreError(f"the content {sha256} in the database is not complete: part {number} is missing")
-    if number == 0:
-        raise StoreError(f"the database holds no content {sha256}: it was recorded without --keep-content")
 
 
 # -- on disk, in threads --
@@ -162,24 +175,53 @@ def _flush(target: BinaryIO) -> None:
     os.fsync(target.fileno())
 
 
-def _is_there(destination: Path, sha256: str) -> bool:
-    if not os.path.lexists(destination):
+def _choices(destination: Path) -> Iterator[Path]:
+    yield destination
+    for number in range(1, MAX_NUMBER + 1):
+        yield destination.with_name(numbered(destination.name, number))
+
+
+def _found(destination: Path, sha256: str, size: int) -> Path | None:
+    """Where these bytes were written the last time, beside others of that name. The size goes first: it saves
+    reading all of them."""
+    for path in _choices(destination):
+        try:
+            there = path.lstat().st_size
+        except FileNotFoundError:
+            return None
+        if there == size and _is_same(path, sha256):
+            return path
+    return None
+
+
+def _is_same(path: Path, sha256: str) -> bool:
+    try:
+        return sha256_of(path) == sha256
+    except OSError:  # nothing, a folder, a link, a file that may not be read
         return False
-    if sha256_of(destination) != sha256:
-        raise FileExistsError(errno.EEXIST, "another file of this name is there already")
-    return True
 
 
 def _publish(part: Path, destination: Path, sha256: str) -> Path:
-    """Give the file its name, unless that is taken by now."""
+    """Give the file the first name that is free. Never replaces anything."""
+    for path in _choices(destination):
+        try:
+            _name(part, path)
+        except FileExistsError:
+            if not _is_same(path, sha256):
+                continue
+        return path
+    raise FileExistsError(errno.EEXIST, "there are too many files of this name")
+
+
+def _name(part: Path, path: Path) -> None:
+    """Raises FileExistsError when the name is taken."""
     try:
-        os.link(part, destination)
+        os.link(part, path)
     except FileExistsError:
-        _is_there(destination, sha256)
+        raise
     except OSError:  # no hard links here (exFAT, some network drives): take the name, then move onto it
-        os.close(os.open(destination, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        os.replace(part, destination)
-    return destination
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.replace(part, path)
 
 
 def _discard(part: Path) -> None:

@@ -40,11 +40,13 @@ CLOSED = "the connections to the database are closed: open them again"
 NO_TABLES = "{where} has not the tables of this version of comfyflow: run `comfyflow db upgrade`"
 GONE = "{where} is going down or starting up ({said}): try again later"
 LOST = "the connection to {where} broke ({said}): try again later"
+UNFORESEEN = "{where} could not do this ({said}): please report it as a fault of comfyflow"
 
 # By SQLSTATE, or by its class, the first two characters: the longer one counts (PostgreSQL, appendix A).
 REFUSALS: Mapping[str, str] = {
     "53100": "{where} has no space left on its disk: make room, then try again",
     "22": "{where} cannot hold a value ({said}): please report it as a fault of comfyflow",
+    "22001": "{where} has a column that is too short ({said}): give it the type text",
     "23": "{where} refused a row that breaks {rule_broken} ({said})",
     "28": "{where} does not let this user in ({said}): check {rule}, and pg_hba.conf on the server",
     "28P01": "{where} refused the user name or the password: check {rule}",
@@ -54,8 +56,13 @@ REFUSALS: Mapping[str, str] = {
     "42703": NO_TABLES,
     "42883": NO_TABLES,
     "42P01": NO_TABLES,
+    "55000": "{where} is not set to take this ({said}): let its owner allow it (ALTER DATABASE ..."
+    " ALLOW_CONNECTIONS true where it takes no connections), or change {rule}",
     "57P04": "{where} has been dropped: create the database, or change {rule}",
 }
+# Before there is a session, the same codes are about what the DSN asks of it.
+SETTING = "{where} does not take a setting of the connection ({said}): check the options in {rule}"
+UNSETTLED: Mapping[str, str] = {"22": SETTING, "42704": SETTING}
 ABSENCES: Mapping[str, str] = {
     "08": LOST,
     "25006": "{where} takes no changes now, it is a standby or read-only: change {rule}, or try again later",
@@ -75,6 +82,7 @@ POOLER = (
     ("authentication failed", "28P01"),
     ("no such user", "28P01"),
     ("no such database", "3D000"),
+    ("not currently accepting connections", "55000"),
     ('database "', "3D000"),
     ("unsupported startup parameter", "28000"),
     ("no more connections", "53300"),
@@ -93,6 +101,27 @@ FAILURES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] 
     (ConnectionError, LOST),
     (OSError, "{where} cannot be reached ({said}): check host and port in {rule}"),
 )
+
+# A PostgreSQL of our own is started by each command, and nobody chose its address, its user or its limits:
+# what is said of it instead, by the same keys.
+AGAIN = "run the command again, which starts it; what it said is in {log}"
+ANEW = "move its folder away to begin with an empty one; what it said is in {log}"
+OWN: Mapping[str, str] = {
+    "08": "the connection to {where} broke ({said}): " + AGAIN,
+    "25006": "{where} takes no changes now ({said}): undo default_transaction_read_only in it",
+    "28": "{where} does not let comfyflow in ({said}): put password and pg_hba.conf back as they were, or "
+    + ANEW,
+    "28P01": "{where} refused its own password: put the file 'password' in its folder back as it was, or "
+    + ANEW,
+    "3D": "{where} has lost its tables ({said}): put a copy of its folder back, or " + ANEW,
+    "53300": "{where} takes no more connections: end some of the programs that use it, or try again later",
+    "55000": "{where} is not set to take this ({said}): undo what was changed in it, or " + ANEW,
+    "57P": "{where} is stopping or starting ({said}): " + AGAIN,
+    "57P04": "{where} has been dropped: put a copy of its folder back, or " + ANEW,
+    "58": "{where} has trouble with its disk or its system ({said}): look into {log}",
+}
+SLOW = "{where} did not answer in time: try again when this machine has less to do; what it said is in {log}"
+STOPPED = "{where} has stopped: " + AGAIN
 
 # The transaction did not happen: it may be done again at once. (Lost connections are told by the connection.)
 ROLLED_BACK = frozenset({"40001", "40P01"})
@@ -369,25 +398,42 @@ def translated(error: Exception, database: Database) -> StoreError:
         return error
     embedded = database.kind is DatabaseKind.EMBEDDED
     where = "the embedded database" if embedded else f"the database {database.shown}"
-    words = {"where": where, "rule": database.rule, "said": _said(error)}
+    words = {"where": where, "rule": database.rule, "said": _said(error), "log": _log_of(database)}
     words["rule_broken"] = getattr(error, "constraint_name", None) or "a rule of its table"
-    kind, sentence = _meaning(error)
+    kind, sentence = _told(error, own=embedded) or _failed(error, own=embedded) or (StoreError, UNFORESEEN)
     return kind(sentence.format(**words))
 
 
-def _meaning(error: Exception) -> tuple[type[StoreError], str]:
+def _log_of(database: Database) -> str:
+    """Where a PostgreSQL of our own writes what it has to say: see embedded.py."""
+    if database.folder:
+        return os.path.join(database.folder, "server.log")
+    return "server.log in the folder that `comfyflow db where` tells"
+
+
+def _told(error: Exception, *, own: bool) -> tuple[type[StoreError], str] | None:
+    """What the server's code means; None for one that is not foreseen."""
     code = _state(error)
+    unsettled = UNSETTLED if getattr(error, "severity_en", "") == "FATAL" and not own else {}
     for length in (5, 3, 2):
-        if sentence := ABSENCES.get(code[:length]):
-            return StoreUnavailable, sentence
-        if sentence := REFUSALS.get(code[:length]):
-            return StoreError, sentence
+        key = code[:length]
+        if sentence := ABSENCES.get(key):
+            return StoreUnavailable, OWN.get(key, sentence) if own else sentence
+        if sentence := unsettled.get(key) or REFUSALS.get(key):
+            return StoreError, OWN.get(key, sentence) if own else sentence
+    return None
+
+
+def _failed(error: Exception, *, own: bool) -> tuple[type[StoreError], str] | None:
+    """What a fault without a code means; None for one that is not foreseen."""
     if isinstance(error, OSError | asyncpg.TargetServerAttributeNotMatched):
         kind = _kind(error)
+        if own:
+            return StoreUnavailable, SLOW if issubclass(kind, TimeoutError) else STOPPED
         return StoreUnavailable, next(text for kinds, text in FAILURES if issubclass(kind, kinds))
-    if isinstance(error, asyncpg.ClientConfigurationError | ValueError | LookupError):
+    if isinstance(error, asyncpg.ClientConfigurationError | ValueError | LookupError) and not own:
         return StoreError, "{rule} cannot be used: write it as postgresql://user:password@host:5432/database"
-    return StoreError, "{where} could not do this ({said}): please report it as a fault of comfyflow"
+    return None
 
 
 def _kind(error: Exception) -> type[Exception]:

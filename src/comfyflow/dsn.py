@@ -61,7 +61,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _HOW = (
     "write it like postgresql://user:password@host:5432/database, with the special characters of a password"
-    " percent-encoded (%40 for @), or give 'embedded' or 'none'"
+    " percent-encoded (%40 for @); the words 'embedded' and 'none' are for --database and"
+    " COMFYFLOW_DATABASE_URL alone"
 )
 
 # A line of an env file: a name, and a value in single quotes, in double quotes, or plain.
@@ -86,11 +87,13 @@ class Database:
     """The database that was chosen, and by which `rule`: the flag or the variable that decided.
 
     `dsn` is a URL for asyncpg, empty unless `kind` is SERVER. It holds the password: show `shown` instead.
+    `folder` is where a PostgreSQL of our own keeps its data ("" where that is not known yet).
     """
 
     kind: DatabaseKind
     rule: str
     dsn: str = field(default="", repr=False)
+    folder: str = ""
 
     @property
     def shown(self) -> str:
@@ -105,9 +108,10 @@ class Database:
     @property
     def target(self) -> str:
         """The database's identity, for the journal: "host:port/name", without user and password. Two ways of
-        writing the same address give the same text; two names of one machine do not."""
+        writing the same address give the same text; two names of one machine do not. A PostgreSQL of our own
+        is known by its folder: "embedded:/folder"."""
         if self.kind is not DatabaseKind.SERVER:
-            return self.kind.value
+            return f"{self.kind.value}:{self.folder}" if self.folder else self.kind.value
         options = _from_url(self.dsn, self.rule)
         if "service" in options:
             return f"service={_encoded(options['service'])}"

@@ -18,7 +18,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -35,6 +35,7 @@ from .rows import Batch
 log = logging.getLogger(__name__)
 
 ANYWHERE = "none"  # the target of what belongs to no database yet: the first one gets it
+DAMAGED = "damaged, or written by another version of comfyflow"
 _BLOCK = 1 << 20  # bytes read at once
 
 
@@ -73,6 +74,11 @@ class Journal:
                 _write_whole(file, line)
             if new:
                 _sync(self.folder)
+
+    def put_aside(self, batch: Batch, target: str, reason: str) -> None:
+        """Keep a batch that `target` refused where people find it: it is not written by itself any more."""
+        with self._writing(), self._locked("append"):
+            self._put_aside(self.folder / _file_name(target), _line_of(batch, target), reason)
 
     def summary(self) -> JournalSummary:
         """What is waiting. Reads the whole journal, in pieces."""
@@ -135,12 +141,36 @@ class Journal:
         file.truncate(whole)
 
     def _put_aside(self, path: Path, line: bytes, reason: str) -> None:
-        """Into a file of its own, which nobody reads but people."""
-        kept = path.with_name(f"{path.stem}-{time.strftime('%Y%m%dT%H%M%S')}-{uuid4().hex[:6]}.aside")
-        with _opened(kept) as file:
-            _write_whole(file, f"# {' '.join(reason.split())}\n".encode() + line)
-        _sync(self.folder)
-        log.warning("a record of the journal cannot be used (%s): it is kept in %s", reason, kept)
+        """Into a file of its own."""
+        with closing(_Aside(path, reason)) as aside:
+            aside.add(line)
+            aside.finish()
+
+
+class _Aside:
+    """A file of lines that cannot be used, beside the journal's file that they stood in; its first line says
+    why. Nobody reads it but people. The lines are safe once `finish` has returned."""
+
+    def __init__(self, source: Path, reason: str) -> None:
+        name = f"{source.stem}-{time.strftime('%Y%m%dT%H%M%S')}-{uuid4().hex[:6]}.aside"
+        self._path, self._reason, self._lines = source.with_name(name), " ".join(reason.split()), 0
+        self._file = _opened(self._path)
+
+    def add(self, line: bytes) -> None:
+        head = b"" if self._lines else f"# {self._reason}\n".encode()
+        _write_whole(self._file, head + line, synced=False)
+        self._lines += 1
+
+    def finish(self) -> None:
+        os.fsync(self._file.fileno())
+        _sync(self._path.parent)
+        lines = "a line" if self._lines == 1 else f"{self._lines} lines"
+        log.warning("%s of the journal cannot be used (%s): kept in %s", lines, self._reason, self._path)
+
+    def close(self) -> None:
+        self._file.close()
+        if not self._lines:  # a full disk: there must not be one more empty file at every attempt
+            self._path.unlink(missing_ok=True)
 
 
 class Draining:
@@ -156,8 +186,11 @@ class Draining:
         self._stack = ExitStack()
         self._path: Path | None = None
         self._file: BinaryIO | None = None
-        self._done = 0  # bytes of the file that are dealt with
+        # Bytes of the file: dealt with, and in whole lines. Nobody changes those any more; what comes after
+        # them may be taken back by whoever writes it.
+        self._done = self._whole = 0
         self._current = b""
+        self._aside: _Aside | None = None  # for all damaged lines of the file
 
     def __enter__(self) -> Self:
         with self._journal._writing():
@@ -184,9 +217,7 @@ class Draining:
                 if (batch := _batch_of(line)) is not None:
                     self._current = line
                     return batch
-                assert self._path is not None
-                self._journal._put_aside(self._path, line, "the checksum does not fit")
-                self._done += len(line)
+                self._pass_over(line)
         raise StopIteration
 
     def refuse(self, reason: str) -> None:
@@ -195,49 +226,69 @@ class Draining:
         with self._journal._writing():
             self._journal._put_aside(self._path, self._current, reason)
 
+    def _pass_over(self, line: bytes) -> None:
+        assert self._path is not None
+        if self._aside is None:
+            self._aside = self._stack.enter_context(closing(_Aside(self._path, DAMAGED)))
+        self._aside.add(line)
+        self._done += len(line)
+
+    def _keep_aside(self) -> None:
+        """Before damaged lines leave the journal they are safe elsewhere."""
+        if self._aside is not None:
+            self._aside.finish()
+            self._aside = None
+
     def _next_line(self) -> bytes:
         """The next whole line of this file, else of the next one; b"" when all of them are empty."""
-        while self._file is not None or self._open_next():
-            assert self._file is not None
-            self._file.seek(self._done)
-            if (line := self._file.readline()).endswith(b"\n"):
-                return line
+        while self._path is not None or self._choose_next():
+            if self._done < self._whole:
+                assert self._file is not None
+                self._file.seek(self._done)
+                return self._file.readline()
             self._end_or_go_on()
         return b""
 
-    def _open_next(self) -> bool:
+    def _choose_next(self) -> bool:
         files = [] if self.busy else self._journal._files(self._target)
-        if not files:
-            return False
-        self._path, self._done = files[0], 0
-        self._file = self._path.open("rb")
-        return True
+        self._path = files[0] if files else None
+        return bool(files)
 
     def _end_or_go_on(self) -> None:
-        """At the end of a file: unless somebody has just added to it, it goes."""
-        assert self._path is not None and self._file is not None
+        """At the end of what is known of a file: unless somebody has added to it, it goes."""
+        assert self._path is not None
         with self._journal._locked("append"):
             with _opened(self._path) as file:
                 self._journal._mend(self._path, file)
-                if file.seek(0, os.SEEK_END) > self._done:
-                    return
-            self._close()
-            self._path.unlink()
+                self._whole = file.seek(0, os.SEEK_END)
+            if self._whole > self._done:
+                self._reopen()
+            else:
+                self._keep_aside()
+                path = self._path
+                self._close()
+                path.unlink()
+
+    def _reopen(self) -> None:
+        """Without what was read ahead: it may be half a line that is not there any more."""
+        assert self._path is not None
+        if self._file is not None:
+            self._file.close()
+        self._file = self._path.open("rb")
 
     def _cut(self) -> None:
         """Leave in the file what was not dealt with."""
-        if self._file is None:
-            return
-        assert self._path is not None
-        with self._journal._locked("append"):
-            if self._done:
+        if self._path is not None and self._done:
+            with self._journal._locked("append"):
+                self._keep_aside()
+                self._reopen()
+                assert self._file is not None
                 self._file.seek(self._done)
                 rest = self._path.with_suffix(".rest")
                 with open(rest, "wb", opener=_private) as copy:
                     shutil.copyfileobj(self._file, copy, _BLOCK)
                     copy.flush()
                     os.fsync(copy.fileno())
-                self._close()
                 rest.replace(self._path)
                 _sync(self._journal.folder)
         self._close()
@@ -245,7 +296,8 @@ class Draining:
     def _close(self) -> None:
         if self._file is not None:
             self._file.close()
-        self._file, self._done, self._current = None, 0, b""
+        self._file, self._path, self._current = None, None, b""
+        self._done = self._whole = 0
 
 
 def _usual_folder() -> Path:
@@ -303,14 +355,15 @@ def _end_of_lines(file: FileIO) -> int:
     return 0
 
 
-def _write_whole(file: FileIO, data: bytes) -> None:
-    """All of it onto the disk, or nothing: a full disk must not leave half a line."""
+def _write_whole(file: FileIO, data: bytes, *, synced: bool = True) -> None:
+    """All of it, or nothing: a full disk must not leave half a line. On the disk at once, if `synced`."""
     before = file.seek(0, os.SEEK_END)
     rest = memoryview(data)
     try:
         while rest:
             rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
+        if synced:
+            os.fsync(file.fileno())
     except OSError:
         file.truncate(before)
         raise

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # s between two attempts to reach a database that is away
 DISK = 60.0  # s that the journal's disk gets
 LANES, GROUP = 2, 20  # statements under way at once, and writes in one of them
+LOAD = 2000  # nodes of graphs in one of them, unless one alone has more: nothing else runs while JSON is made
 _OF_THE_DATA = (  # what the database will refuse again and again
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
@@ -53,9 +54,12 @@ class _Group:
     done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def takes(self, batch: Batch) -> bool:
-        """One job never twice: what two callers say of it may not fit together."""
-        mine = {run["prompt_id"] for one in self.batches for run in one.runs}
-        return len(self.batches) < GROUP and mine.isdisjoint(run["prompt_id"] for run in batch.runs)
+        """Neither too much, nor one job twice: what two callers say of it may not fit together."""
+        runs = [run for one in self.batches for run in one.runs]
+        load = sum(len(run.get("graph") or ()) for run in (*runs, *batch.runs))
+        mine = {run["prompt_id"] for run in runs}
+        fits = len(self.batches) < GROUP and load <= LOAD
+        return fits and mine.isdisjoint(run["prompt_id"] for run in batch.runs)
 
     def merged(self) -> Batch:
         if len(self.batches) == 1:
@@ -70,7 +74,7 @@ class PostgresStore(Store):
 
     Where there is a journal, no write raises because of the database: what it cannot take now goes to the
     journal, `fault` says why, and a later write tries again. Only what no database could take is raised: an
-    unknown job, an id that another job has.
+    unknown job, an id that another job has; an outcome among that is set aside beside the journal.
     """
 
     def __init__(
@@ -92,6 +96,8 @@ class PostgresStore(Store):
         self._ready = self._closed = False
         self._preparing, self._draining = asyncio.Lock(), asyncio.Lock()
         self._lanes = asyncio.Semaphore(LANES)
+        # Bytes take their time, or wait for others who store the same: most connections are for rows.
+        self._loaders = asyncio.Semaphore(max(1, connections.limits.max_size // 4))
         self._gathering: _Group | None = None
         self._held: list[Entry] = []
         self._timer: asyncio.Task[None] | None = None
@@ -165,7 +171,8 @@ class PostgresStore(Store):
     async def write(self, *entries: Entry, lazily: bool = False) -> None:
         """See Store. Raises StoreError for what no database could take; without a journal, for every fault.
 
-        A cancelled write has happened or not. An outcome is not lost by that: it goes to the journal.
+        A cancelled write has happened or not. An outcome is not lost by that, nor are bytes that are to be
+        kept: they go to the journal.
         """
         if self._closed:
             raise StoreError("the store is closed: open it again")
@@ -176,16 +183,25 @@ class PostgresStore(Store):
         else:
             await self._write(entries)
 
-    async def flush(self, *, everything: bool = False) -> int:
+    async def flush(self, *, everything: bool = False, wait: float = 60.0) -> int:
         """Write what waits in the journal for this database; how many transactions that were.
 
         `everything`: also what was meant for other databases. Raises StoreError when the database cannot be
-        used. What it can never take is set aside, with a warning in the log.
+        used, and StoreUnavailable when another process is at it for more than `wait` seconds. What the
+        database can never take is set aside, with a warning in the log.
         """
         await self._write(())
         if self._journal is None:
             return 0
-        return await self._drain(None if everything else self._target, wait=True)
+        return await self._drain(None if everything else self._target, wait=wait)
+
+    async def settle(self) -> None:
+        """Write what is held back, and what waits in the journal for this database, unless another process is
+        just doing that. Raises StoreError when the database cannot be used."""
+        await self._write(())
+        if self._behind:
+            await self._drain(self._target)
+        await self._prepare()
 
     async def close(self) -> None:
         """Write what is still held back, to the database or the journal, and close the connections. May be
@@ -230,9 +246,18 @@ class PostgresStore(Store):
                 held = []
                 return
             await self._write_each(held)
-            await self._record(batch_of(entries))
+            await self._record_or_put_aside(batch_of(entries))
         finally:
             self._held[:0] = held  # cancelled, or without a journal: the next write takes it along
+
+    async def _record_or_put_aside(self, batch: Batch) -> None:
+        """An outcome that is refused is raised, and yet not thrown away: nobody can tell it again."""
+        try:
+            await self._record(batch)
+        except _Refused as error:
+            if self._journal is not None and batch.ends:
+                await self._on_disk(self._journal.put_aside, batch, self._target, str(error))
+            raise
 
     async def _written_together(self, entries: list[Entry]) -> bool:
         try:
@@ -251,9 +276,10 @@ class PostgresStore(Store):
             del held[0]
 
     async def _write_later(self) -> None:
-        await asyncio.sleep(self._linger)
         try:
-            await self._write(())
+            while self._held:  # also what came while this was writing
+                await asyncio.sleep(self._linger)
+                await self._write(())
         except StoreError as error:
             log.warning("not recorded yet: %s", error)
 
@@ -275,7 +301,7 @@ class PostgresStore(Store):
             self._note(error)
             return False
         except asyncio.CancelledError:
-            if batch.ends:
+            if batch.ends or batch.contents:
                 await self._keep(batch)
             raise
         return True
@@ -367,7 +393,8 @@ class PostgresStore(Store):
         for file in map(kept_file, batch.contents):
             if file.size > self._content_limit:
                 log.warning("the bytes of %s are not kept: it is larger than the limit", file.path)
-            await contents.keep(self.connections, file, limit_bytes=self._content_limit)
+            async with self._loaders:
+                await contents.keep(self.connections, file, limit_bytes=self._content_limit)
 
     async def _transaction(
         self, connection: Any, renames: tuple[Row, ...], statement: str, text: str
@@ -406,25 +433,35 @@ class PostgresStore(Store):
 
     async def _catch_up(self) -> None:
         try:
-            await self._drain(self._target, wait=False)
+            await self._drain(self._target)
         except StoreError as error:
             self._note(error)
 
-    async def _drain(self, target: str | None, *, wait: bool) -> int:
-        """Until nothing has been added meanwhile."""
-        count = 0
+    async def _drain(self, target: str | None, *, wait: float | None = None) -> int:
+        """Until nothing has been added meanwhile. `wait`: seconds for another process that is at it; without
+        that its work is left to it."""
+        count, begun = 0, time.monotonic()
         async with self._draining:
             while True:
                 appended = self._appended
                 more = await self._drain_once(target)
                 count += more or 0
-                if more is None and not wait:
+                if more is None and wait is None:
                     return count
                 if more is None:
+                    self._bear(begun + (wait or 0))
                     await asyncio.sleep(0.1)
                 elif appended == self._appended:
                     self._behind, self.fault, self._pause = False, None, FIRST_PAUSE
                     return count
+
+    def _bear(self, deadline: float) -> None:
+        if time.monotonic() > deadline:
+            assert self._journal is not None
+            raise StoreUnavailable(
+                f"another process has been writing what is in {self._journal.folder} for too long: look"
+                " whether it hangs, or try again later"
+            )
 
     async def _drain_once(self, target: str | None) -> int | None:
         """How many batches were written; None when another process is just doing that."""
@@ -462,7 +499,7 @@ class PostgresStore(Store):
 
     async def get(self, prompt_id: str) -> JobRecord | None:
         """See Store. What waits in the journal for this database is written first. Raises StoreError."""
-        await self._settle()
+        await self.settle()
         rows = await self.connections.fetch(GET, cleaned(prompt_id))
         if not rows:
             return None
@@ -472,18 +509,12 @@ class PostgresStore(Store):
 
     async def unfinished(self) -> AsyncIterator[Job]:
         """See Store. They are read in pages. Raises StoreError."""
-        await self._settle()
+        await self.settle()
         last = (datetime.min.replace(tzinfo=UTC), "")
         while rows := await self.connections.fetch(UNFINISHED, *last):
             for row in rows:
                 yield job_of({**row, "graph": _json(row["graph"])})
             last = (rows[-1]["place"], rows[-1]["prompt_id"])
-
-    async def _settle(self) -> None:
-        await self._write(())
-        if self._behind:
-            await self._drain(self._target, wait=False)
-        await self._prepare()
 
 
 def _check(wrong: list[Any]) -> None:

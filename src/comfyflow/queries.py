@@ -11,16 +11,26 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
-from .errors import UsageError
+from .errors import StoreError, UsageError
 from .models import JobState
 from .rows import cleaned
 from .store import JobEvent
 
 PAGE = 1000  # rows that are fetched at once where all are wanted
+MAX_DEPTH = 100  # levels of JSON that others wrote; what is nested deeper is not read
+
+_MOST = 2**63 - 1  # of a bigint
+_FIRST, _LAST = (
+    -210_866_803_200.0,
+    9_224_318_016_000.0,
+)  # s; a timestamptz of PostgreSQL holds 4714 BC to 294276
+_ZONED = re.compile(r"[+-]\d\d(:\d\d){0,2}( BC)?")
 
 _MODEL_SUFFIXES = (".safetensors", ".ckpt", ".sft", ".gguf", ".pt", ".pth", ".bin")
 _DIGEST = re.compile(r"[0-9a-f]{1,64}")
@@ -100,8 +110,23 @@ class RunRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """What a row of generated_assets holds to the letter: NULL is None, `metadata` is JSON text, `created_at`
+    ISO 8601, or "infinity"."""
+
+    prompt_id: str | None
+    output_path: str | None
+    metadata: str | None
+    created_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class AssetRow:
-    """A row of generated_assets. The keys of `metadata` are in docs/database.md."""
+    """A row of generated_assets. The keys of `metadata` are in docs/database.md.
+
+    Others write into that table too: what is NULL there is "" or {} or 0.0 here, and metadata that is no
+    object is {}. `stored` has it as it is.
+    """
 
     id: int | UUID
     prompt_id: str
@@ -109,6 +134,7 @@ class AssetRow:
     output_path: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     created_at: float = 0.0
+    stored: Stored | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_url(self) -> bool:
@@ -124,7 +150,8 @@ class AssetRow:
     def size(self) -> int | None:
         """Bytes of the file, where the writer knew them."""
         size = self.metadata.get("bytes")
-        return size if isinstance(size, int) and not isinstance(size, bool) else None
+        known = isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= _MOST
+        return size if known else None
 
     def bases(self, root: Path | None) -> tuple[Path, ...]:
         """The folders that `output_path` may be meant in, the likeliest first."""
@@ -173,10 +200,12 @@ RUN_COLUMNS = """
     r.error ->> 'message' AS error_message, r.error ->> 'node_id' AS error_node,
     (SELECT count(*) FROM generated_assets AS a WHERE a.prompt_id = r.prompt_id) AS files"""
 
-# A table that was there before ours may hold NULL anywhere, and moments without a time zone.
+# A table that was there before ours may hold NULL anywhere, and moments without a time zone. `page_at` is
+# text, since PostgreSQL knows moments that Python does not ("infinity", the year 12000); in JSON they are ISO
+# 8601.
 ASSET_COLUMNS = """
-    a.id, coalesce(a.prompt_id, '') AS prompt_id, a.prompt_text, coalesce(a.output_path, '') AS output_path,
-    a.metadata::text AS metadata, a.created_at AS page_at,
+    a.id, a.prompt_id, a.prompt_text, a.output_path, a.metadata::text AS metadata,
+    to_json(a.created_at) #>> '{}' AS page_at,
     coalesce(extract(epoch FROM a.created_at::timestamptz)::float8, 0) AS created_at"""
 
 
@@ -203,7 +232,7 @@ def run_query(prompt_id: str) -> Query:
     )
 
 
-def assets_query(wanted: AssetFilter, *, after: tuple[Any, Any] | None = None) -> Query:
+def assets_query(wanted: AssetFilter, *, after: tuple[str | None, Any] | None = None) -> Query:
     """The files that are wanted; `after`: `page_at` and `id` of the last row of the page before."""
     found = _Conditions()
     found.add(_WORDS.format("a"), wanted.text)
@@ -244,11 +273,22 @@ def graph_query(prompt_id: str) -> Query:
 
 
 def named_query(paths: list[str]) -> Query:
-    """Which of these paths some row has."""
+    """Which of these paths some row names: by `output_path`, or by `folder` and that together, as
+    AssetRow.find looks for a file."""
+    names = [cleaned(path) for path in paths]
+    ends = dict.fromkeys(end for name in names for end in (name, *_ends(name)))
     return Query(
-        "SELECT a.output_path FROM generated_assets AS a WHERE a.output_path = ANY ($1::text[])",
-        ([cleaned(path) for path in paths],),
+        "SELECT DISTINCT named.path FROM generated_assets AS a, unnest(ARRAY["
+        "a.output_path, rtrim(a.metadata ->> 'folder', '/') || '/' || a.output_path]) AS named (path)"
+        " WHERE a.output_path = ANY ($1::text[]) AND named.path = ANY ($2::text[])",
+        (list(ends), names),
     )
+
+
+def _ends(path: str) -> list[str]:
+    """What may be the relative part of an absolute path."""
+    parts = path.split("/")[1:] if path.startswith("/") else []
+    return ["/".join(parts[place:]) for place in range(len(parts))]
 
 
 def run_of(row: Row) -> RunRow:
@@ -262,21 +302,39 @@ def run_of(row: Row) -> RunRow:
 
 def asset_of(row: Row) -> AssetRow:
     """A row of `assets_query` as a value."""
-    metadata = json.loads(row["metadata"] or "{}")
+    stored = Stored(row["prompt_id"], row["output_path"], row["metadata"], row["page_at"])
     return AssetRow(
-        row["id"], row["prompt_id"], row["prompt_text"], row["output_path"],
-        metadata if isinstance(metadata, dict) else {}, row["created_at"],
+        row["id"], stored.prompt_id or "", row["prompt_text"], stored.output_path or "",
+        _object(stored.metadata), row["created_at"], stored,
     )  # fmt: skip
 
 
 def event_of(row: Row) -> JobEvent:
     """A row of `events_query` as a value."""
-    return JobEvent(row["prompt_id"], row["kind"], json.loads(row["detail"]), row["at"], row["event_id"])
+    return JobEvent(row["prompt_id"], row["kind"], _object(row["detail"]), row["at"], row["event_id"])
+
+
+def graph_of(row: Row) -> dict[str, Any] | None:
+    """A row of `graph_query` as a value. Raises StoreError for a graph that is nested too deep."""
+    try:
+        graph: dict[str, Any] | None = _decoded(row["graph"] or "null")
+    except RecursionError:
+        raise StoreError(
+            "the workflow of this job is nested too deep: read the column graph itself"
+        ) from None
+    return graph
 
 
 def _between(found: _Conditions, column: str, since: float | None, until: float | None) -> None:
-    found.add(f"{column} >= to_timestamp({{}})", since)
-    found.add(f"{column} < to_timestamp({{}})", until)
+    found.add(f"{column} >= to_timestamp({{}})", _timestamp(since))
+    found.add(f"{column} < to_timestamp({{}})", _timestamp(until))
+
+
+def _timestamp(moment: float | None) -> float | None:
+    """PostgreSQL has no moments so far away, but it has infinity."""
+    if moment is None or _FIRST <= moment < _LAST:
+        return moment
+    return -inf if moment < 0 else inf
 
 
 def _by_digest(found: _Conditions, digest: str) -> None:
@@ -289,16 +347,17 @@ def _by_digest(found: _Conditions, digest: str) -> None:
         found.add("r.digest < {}", digest + "g")
 
 
-def _follow(found: _Conditions, page_at: Any, row_id: Any) -> None:
+def _follow(found: _Conditions, page_at: str | None, row_id: Any) -> None:
     if page_at is None:  # NULLs come first in this order
         found.add("(a.created_at IS NOT NULL OR a.id < {})", row_id)
-    else:
-        pair = f"({found.parameter(page_at)}, {found.parameter(row_id)})"
+    else:  # in the type of the column: only moments with a zone are written with one
+        kind = "timestamptz" if _ZONED.search(page_at, 11) else "timestamp"
+        pair = f"({found.parameter(page_at)}::text::{kind}, {found.parameter(row_id)})"
         found.clauses.append(f"(a.created_at, a.id) < {pair}")
 
 
 def _limit(found: _Conditions, limit: int | None) -> str:
-    return "" if limit is None else f" LIMIT {found.parameter(limit)}"
+    return "" if limit is None else f" LIMIT {found.parameter(min(limit, _MOST))}"
 
 
 def _model_names(model: str) -> list[str]:
@@ -313,3 +372,39 @@ def _any(*values: str | None) -> bool:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """An object that anybody may have written; what is none, or cannot be read, is empty."""
+    try:
+        found = _decoded(text or "{}")
+    except RecursionError:
+        return {}
+    return found if isinstance(found, dict) and not _too_deep(found) else {}
+
+
+def _decoded(text: str) -> Any:
+    return json.loads(text, parse_int=_integer, parse_float=_fraction)
+
+
+def _integer(text: str) -> int | str:
+    """jsonb holds 131072 digits; Python reads 4300, and this is no number that anybody calculates with."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _fraction(text: str) -> float | str:
+    number = float(text)
+    return number if isfinite(number) else text
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        parts = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [part for part in chain.from_iterable(parts) if isinstance(part, dict | list)]
+        if not level:
+            return False
+    return True

@@ -6,21 +6,32 @@ why. What reads raises.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anyio import to_thread
 
 from .dsn import Database, DatabaseKind, choose
 from .embedded import Embedded
-from .errors import StoreError
+from .errors import PostgresMissing, StoreError, StoreUnavailable
 from .journal import ANYWHERE, Journal
 from .postgres import PostgresStore
 from .rows import batch_of
 from .settings import content_limit
-from .store import Entry, MemoryStore, Store
+from .shield import to_the_end
+from .store import Entry, Job, JobRecord, MemoryStore, Store
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0  # s that a write may take before the journal gets it
+START = 300.0  # s to make, start or stop a PostgreSQL of our own; it gives up by itself sooner
+NO_ADDRESS = (
+    "an address that cannot be read"  # `db flush --all` writes it, once somebody knows where it belongs
+)
 
 
 class JournalStore(MemoryStore):
@@ -36,23 +47,63 @@ class JournalStore(MemoryStore):
         await to_thread.run_sync(self._journal.append, batch_of(entries), self._target)
 
 
+class Forgiving(Store):
+    """Passes everything on. What neither the database nor the journal takes is told by `lost`; it stops no
+    job."""
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+        self.lost: StoreError | None = None
+
+    async def write(self, *entries: Entry, lazily: bool = False) -> None:
+        """See Store; raises nothing."""
+        try:
+            await self.inner.write(*entries, lazily=lazily)
+        except StoreError as error:
+            self.lost = error
+
+    async def get(self, prompt_id: str) -> JobRecord | None:
+        """See Store."""
+        return await self.inner.get(prompt_id)
+
+    def unfinished(self) -> AsyncIterator[Job]:
+        """See Store."""
+        return self.inner.unfinished()
+
+    async def close(self) -> None:
+        """Write what was held back, and close what has to be closed."""
+        if isinstance(self.inner, PostgresStore):
+            try:
+                await self.inner.close()
+            except StoreError as error:
+                self.lost = error
+
+
 @dataclass(frozen=True, slots=True)
 class Recording:
     """An open store. `name` says what it is: "postgresql", "embedded", "journal" or "none"."""
 
-    store: Store
+    store: Forgiving
     name: str
     database: Database | None = None
     unopened: StoreError | None = None
 
     @property
+    def lost(self) -> StoreError | None:
+        """Why something is recorded nowhere, not even in the journal."""
+        return self.store.lost
+
+    @property
     def fault(self) -> StoreError | None:
-        """Why what was to be written stands in the journal; None when it is in the database."""
-        return self.store.fault if isinstance(self.store, PostgresStore) else self.unopened
+        """Why what was to be written is not in the database; None when it is."""
+        inner = self.store.inner
+        return self.lost or (inner.fault if isinstance(inner, PostgresStore) else self.unopened)
 
     @property
     def where(self) -> str:
         """Where the record has gone."""
+        if self.lost is not None:
+            return "none"
         return self.name if self.fault is None else "journal"
 
 
@@ -64,9 +115,13 @@ async def recording(
 
     Raises UsageError for a COMFYFLOW_CONTENT_LIMIT that is no size.
     """
-    limit = content_limit(env)
+    limit, kept = content_limit(env), journal or Journal()
     async with AsyncExitStack() as stack:
-        yield await _recording(stack, env, flag, journal or Journal(), limit)
+        record = await _recording(stack, env, flag, kept, limit)
+        stack.push_async_callback(record.store.close)
+        if record.fault is not None:
+            record.store.lost = await to_thread.run_sync(_unusable, kept)
+        yield record
 
 
 async def _recording(
@@ -76,14 +131,38 @@ async def _recording(
     try:
         database = chosen(env, flag)
         if database.kind is DatabaseKind.NONE:
-            return Recording(MemoryStore(), "none", database)
+            return Recording(Forgiving(MemoryStore()), "none", database)
         store = await _store(stack, database, journal, required=False, content_limit=limit)
         name = "embedded" if database.kind is DatabaseKind.EMBEDDED else "postgresql"
-        return Recording(store, name, database)
+        return Recording(Forgiving(store), name, database)
     except StoreError as error:
-        # "none was available" goes to any database, a chosen one that does not start keeps what is its own
-        target = ANYWHERE if database is None or database.rule == "default" else database.target
-        return Recording(JournalStore(journal, target), "journal", database, error)
+        kept = JournalStore(journal, _target(database, error))
+        return Recording(Forgiving(kept), "journal", database, error)
+
+
+def _target(database: Database | None, error: StoreError) -> str:
+    """For whom the journal keeps a record when there is nothing to connect to: where there was no database at
+    all the first one gets it, else only the one that was meant."""
+    if database is None:
+        return NO_ADDRESS
+    if isinstance(error, PostgresMissing):
+        return ANYWHERE
+    return _placed(database, Embedded()).target
+
+
+def _unusable(journal: Journal) -> StoreError | None:
+    """Why the journal cannot be written, found out before something is promised."""
+    try:
+        journal.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=journal.folder) as probe:
+            probe.write(b"comfyflow")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return StoreError(
+            f"the journal in {journal.folder} cannot be used: {reason}; make room or rights there, or let "
+            "COMFYFLOW_STATE name another folder"
+        )
+    return None
 
 
 def chosen(env: Mapping[str, str], flag: str | None = None) -> Database:
@@ -102,22 +181,45 @@ async def reading(
         raise StoreError(f"there is nothing to read: {database.rule} says that nothing is recorded")
     async with AsyncExitStack() as stack:
         store = await _store(stack, database, journal or Journal(), required=True)
-        await store.flush()
+        stack.push_async_callback(store.close)
+        try:
+            await store.settle()
+        except (
+            StoreError
+        ) as error:  # a reader may not write, a journal may be out of reach: that is no answer
+            log.warning("what waits in the journal is not written now: %s", error)
         yield store
 
 
 async def _store(
     stack: AsyncExitStack, database: Database, journal: Journal, *, required: bool, **limits: int
 ) -> PostgresStore:
+    """An open store, not yet to be closed by the stack; a server of our own is."""
     embedded = database.kind is DatabaseKind.EMBEDDED
     if embedded:
-        database = await _started(stack, database)
-    store = await PostgresStore.open(database, migrate=embedded, journal=journal, required=required, **limits)
-    return await stack.enter_async_context(store)
+        database = await started(stack, database)
+    return await PostgresStore.open(
+        database, migrate=embedded, journal=journal, required=required, patience=PATIENCE, **limits
+    )
 
 
-async def _started(stack: AsyncExitStack, database: Database) -> Database:
-    server = Embedded()
-    await to_thread.run_sync(server.start)
-    stack.push_async_callback(to_thread.run_sync, server.stop)
-    return Database(database.kind, database.rule, server.dsn)
+async def started(stack: AsyncExitStack, database: Database, server: Embedded | None = None) -> Database:
+    """The embedded PostgreSQL, which is stopped at the end of `stack`. Cancelling takes effect once it has
+    started, or it would stay behind. Raises StoreError."""
+    server = server or Embedded()
+    stack.push_async_callback(_to_the_end, server.stop)
+    await _to_the_end(server.start)
+    return replace(_placed(database, server), dsn=server.dsn)
+
+
+async def _to_the_end(work: Callable[[], None]) -> None:
+    try:
+        await to_the_end(to_thread.run_sync(work), START)
+    except TimeoutError as error:
+        text = f"the embedded PostgreSQL did not start or stop in {START:g} s: try again later"
+        raise StoreUnavailable(text) from error
+
+
+def _placed(database: Database, server: Embedded) -> Database:
+    """A database of our own is another one in each data folder."""
+    return replace(database, folder=str(server.home))

@@ -118,7 +118,7 @@ def record_of(run: Row, assets: Sequence[Row], events: Sequence[Row]) -> JobReco
         job_of(run),
         state,
         _result_of(run, state) if state.terminal else None,
-        tuple(_saved_of(asset) for asset in assets if {"sha256", "bytes"} <= set(asset["metadata"] or ())),
+        tuple(saved for asset in assets if (saved := _saved_of(asset)) is not None),
         tuple(
             JobEvent(run["prompt_id"], event["kind"], event["detail"], float(event["at"]), event["event_id"])
             for event in events
@@ -137,7 +137,7 @@ def job_of(run: Row) -> Job:
 
 def kept_file(content: Row) -> SavedFile:
     """The file that one of `Batch.contents` stands for."""
-    return msgspec.convert(content, SavedFile, dec_hook=lambda _, value: Path(value))
+    return msgspec.convert(content, SavedFile, dec_hook=_decoded)
 
 
 @dataclass(slots=True)
@@ -310,28 +310,33 @@ def _result_of(run: Row, state: JobState) -> JobResult:
 def _read(value: Any, kind: Any, default: Any) -> Any:
     """Others may have written these columns in a way of their own."""
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, dec_hook=_decoded)
     except msgspec.ValidationError:
         return default
 
 
-def _saved_of(asset: Row) -> SavedFile:
-    path, known = PurePath(asset["output_path"]), asset["metadata"]
-    output = OutputFile(
-        known.get("node_id", ""),
-        known.get("filename", path.name),
-        **{name: known[name] for name in ("subfolder", "type", "key", "reused") if name in known},
-    )
-    return SavedFile(
-        output,
-        Path(known.get("folder", ""), path),
-        known["bytes"],
-        known["sha256"],
-        known.get("media_type", ""),
-        known.get("width"),
-        known.get("height"),
-        known.get("duration"),
-    )
+def _decoded(_: type, value: Any) -> Path:
+    return Path(value)
+
+
+def _saved_of(asset: Row) -> SavedFile | None:
+    """None for what somebody else wrote in a way of their own."""
+    metadata, path = asset["metadata"], PurePath(asset["output_path"] or "")
+    items = metadata.items() if isinstance(metadata, Mapping) else ()
+    known = {key: value for key, value in items if value is not None}
+    output = {"node_id": "", "filename": path.name, **_some(known, *_OF_OUTPUT)}
+    folder = known.get("folder", "")
+    file = {"media_type": "", **_some(known, "sha256", "media_type", "width", "height", "duration")}
+    file |= {"output": output, "size": known.get("bytes"), "path": str(PurePath(str(folder), path))}
+    saved: SavedFile | None = _read(file, SavedFile, None)
+    return saved
+
+
+_OF_OUTPUT = ("node_id", "filename", "subfolder", "type", "key", "reused")
+
+
+def _some(known: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: known[name] for name in names if name in known}
 
 
 def _dumped(parts: Any) -> str:

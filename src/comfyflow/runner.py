@@ -146,18 +146,12 @@ class Runner:
         Raises ServerError, StoreError, and JobLost for an id that neither of them knows: nothing is recorded
         then.
         """
+        known = None
         with suppress(StoreError):  # a record that cannot be read: the server may still know the job
-            if (record := await self.store.get(prompt_id)) is not None:
-                return record.job
-        if (sent := await self.client.sent(prompt_id)) is None:
-            view = await self.client.poll_status(prompt_id)
-            if view.state is JobState.LOST:
-                raise JobLost(f"job {prompt_id} is known neither to the server nor to the record", view=view)
-        workflow = None
-        with suppress(WorkflowInvalid):
-            workflow = None if sent is None else Workflow.load(sent.graph)
-        client_id = "" if sent is None else sent.client_id
-        job = Job(prompt_id, workflow, client_id, str(self.client.server), time.time())
+            known = await self.store.get(prompt_id)
+        if known is not None and known.job.workflow is not None and known.job.client_id:
+            return known.job
+        job = await self._told(prompt_id, None if known is None else known.job)
         await self.store.write(Added(job), Advanced(prompt_id, JobState.SUBMITTED))
         return job
 
@@ -198,12 +192,30 @@ class Runner:
             await _end(running)
 
     async def resume(self) -> AsyncGenerator[RunResult, None]:
-        """Finish every unfinished job of the store, one after the other: send what the server has never seen,
-        follow and download the rest. A job that was accepted and is gone is lost, not sent again."""
-        for job in [job async for job in self.store.unfinished()]:
+        """Finish every job of this server that the store has without an outcome, one after the other: send
+        what the server has never seen, follow and download the rest. A job that was accepted and is gone is
+        lost, not sent again. Jobs of other servers are left to those who work with them."""
+        for job in [job async for job in self.store.unfinished() if self._is_here(job)]:
             yield await self._guarded(job, self._resumed)
 
     # -- inside --
+
+    def _is_here(self, job: Job) -> bool:
+        return job.server == str(self.client.server)
+
+    async def _told(self, prompt_id: str, known: Job | None) -> Job:
+        """A job as the server tells it; what is recorded already (n8n writes bare rows) stays."""
+        sent = await self.client.sent(prompt_id)
+        if sent is None and known is None:
+            view = await self.client.poll_status(prompt_id)
+            if view.state is JobState.LOST:
+                raise JobLost(f"job {prompt_id} is known neither to the server nor to the record", view=view)
+        workflow, client_id = None, "" if sent is None else sent.client_id
+        with suppress(WorkflowInvalid):
+            workflow = None if sent is None else Workflow.load(sent.graph)
+        if known is None:
+            return Job(prompt_id, workflow, client_id, str(self.client.server), time.time())
+        return replace(known, workflow=known.workflow or workflow, client_id=known.client_id or client_id)
 
     def _job(self, workflow: Workflow) -> Job:
         client = self.client
@@ -268,11 +280,15 @@ class Runner:
             raise
 
     async def _remembered(self, job: Job, lost: JobLost) -> JobResult:
-        """What the server has forgotten since, the record may still tell; else the job is lost."""
+        """What the server has forgotten since, the record may still tell; else the job is lost, unless it was
+        never here."""
         record = None
         with suppress(StoreError):
             record = await self.store.get(job.prompt_id)
         if record is None or record.result is None:
+            if not self._is_here(job):
+                text = f"job {job.prompt_id} was sent to {job.server}, its end is not known here: ask there"
+                raise JobLost(text, view=lost.view) from lost
             assert lost.view.result is not None
             await self._record(job, lost.view.result)
             raise lost

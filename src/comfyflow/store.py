@@ -193,8 +193,7 @@ class MemoryStore(Store):
     def _write(self, entry: Entry) -> None:
         match entry:
             case Added(job):
-                if self._records.setdefault(job.prompt_id, JobRecord(job)).job != job:
-                    raise StoreError(f"there is already another job {job.prompt_id}: use a new prompt id")
+                self._add(job)
             case Accepted(job, prompt_id):
                 self._accept(job, prompt_id)
             case Advanced(prompt_id, state):
@@ -203,6 +202,16 @@ class MemoryStore(Store):
                 self._log(entry)
             case Finished(job, result, files):
                 self._finish(job.prompt_id, result, files)
+
+    def _add(self, job: Job) -> None:
+        record = self._records.setdefault(job.prompt_id, JobRecord(job))
+        known = record.job
+        filled = replace(
+            known, workflow=known.workflow or job.workflow, client_id=known.client_id or job.client_id
+        )
+        if filled != job:
+            raise StoreError(f"there is already another job {job.prompt_id}: use a new prompt id")
+        self._records[job.prompt_id] = replace(record, job=filled)
 
     def _accept(self, job: Job, prompt_id: str) -> None:
         if prompt_id not in self._records:

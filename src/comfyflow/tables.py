@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ MAX_CELL = 60  # characters of a text that people wrote, in a table
 
 Cells = tuple[str, ...]
 
+_NO_MOMENT = (ValueError, OverflowError, OSError)  # what datetime raises for infinity and for the year 12000
+
 
 def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A table as plain lines, the columns under each other; the last one is never cut or padded."""
@@ -35,15 +38,21 @@ def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def local_time(moment: float | None) -> str:
-    """A moment (seconds since the Unix epoch) by this machine's clock, to the second; "-" for none."""
-    if moment is None:
+    """A moment (seconds since the Unix epoch) by this machine's clock, to the second; "-" for none, and for
+    one that only PostgreSQL knows, such as infinity."""
+    try:
+        at = None if moment is None else datetime.fromtimestamp(moment, UTC).astimezone()
+    except _NO_MOMENT:
         return "-"
-    return datetime.fromtimestamp(moment, UTC).astimezone().isoformat(" ", "seconds")
+    return "-" if at is None else at.isoformat(" ", "seconds")
 
 
 def utc_time(moment: float | None) -> str | None:
-    """A moment (seconds since the Unix epoch) as documents tell it."""
-    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat()
+    """A moment (seconds since the Unix epoch) as documents tell it; None for one that Python cannot tell."""
+    try:
+        return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat()
+    except _NO_MOMENT:
+        return None
 
 
 def size_text(size: float | None) -> str:
@@ -58,9 +67,19 @@ def size_text(size: float | None) -> str:
 
 
 def shortened(text: object) -> str:
-    """One line of at most MAX_CELL characters."""
-    line = printable(text)
+    """One line of at most MAX_CELL characters; "-" for blanks."""
+    line = printable(text) or "-"
     return line if len(line) <= MAX_CELL else f"{line[: MAX_CELL - 3]}..."
+
+
+def told(value: object) -> str | None:
+    """A value of metadata for people; None for nothing, and for what is neither text nor number."""
+    return (str(value) or None) if isinstance(value, str | int | float) else None
+
+
+def took_text(seconds: float | None) -> str:
+    """How long something took, in seconds."""
+    return "-" if seconds is None or not isfinite(seconds) else f"{seconds:.1f} s"
 
 
 # jobs
@@ -68,7 +87,7 @@ def shortened(text: object) -> str:
 
 def run_cells(run: RunRow) -> Cells:
     """A job as a row of RUN_COLUMNS; for a failed one its message stands where the prompt would."""
-    took = "-" if run.execution_seconds is None else f"{run.execution_seconds:.1f} s"
+    took = took_text(run.execution_seconds)
     text = shortened(run.error_message or run.prompt_text or "-")
     return (local_time(run.created_at), run.state.value, took, str(run.files), printable(run.prompt_id), text)
 
@@ -104,7 +123,7 @@ def run_lines(
         "server": run.server,
         "created": local_time(run.created_at),
         "finished": local_time(run.finished_at),
-        "took": "-" if run.execution_seconds is None else f"{run.execution_seconds:.1f} s",
+        "took": took_text(run.execution_seconds),
         "workflow": run.digest or "-",
         "prompt": run.prompt_text or "-",
         "error": run.error_message,
@@ -121,21 +140,22 @@ def run_lines(
 
 def asset_cells(asset: AssetRow, path: Path | str) -> Cells:
     """A file as a row of ASSET_COLUMNS."""
-    told = asset.metadata
-    node = told.get("node_title") or told.get("node_id") or "-"
-    seed, model = told.get("seed", "-"), told.get("model", "-")
-    cells = (shortened(node), shortened(seed), shortened(model), size_text(asset.size))
-    return (local_time(asset.created_at), *cells, printable(asset.prompt_id), printable(path))
+    known = {key: told(asset.metadata.get(key)) for key in ("node_title", "node_id", "seed", "model")}
+    node = known["node_title"] or known["node_id"]
+    made = (shortened(text or "") for text in (node, known["seed"], known["model"]))
+    where = (printable(path) if asset.output_path else "") or "-"
+    return (local_time(asset.created_at), *made, size_text(asset.size), printable(asset.prompt_id), where)
 
 
 def asset_document(asset: AssetRow, path: Path | str) -> dict[str, Any]:
-    """A file as `assets --json` tells it; `path` is where it is on this machine, or a URL."""
+    """A file as `assets --json` tells it; `path` is where it is on this machine, or a URL; null when
+    its row names no file."""
     return {
         "id": asset.id if isinstance(asset.id, int) else str(asset.id),
         "prompt_id": asset.prompt_id,
         "prompt_text": asset.prompt_text,
         "output_path": asset.output_path,
-        "path": str(path),
+        "path": str(path) if asset.output_path else None,
         "metadata": dict(asset.metadata),
         "created_at": utc_time(asset.created_at),
     }
@@ -143,7 +163,7 @@ def asset_document(asset: AssetRow, path: Path | str) -> dict[str, Any]:
 
 def caption(asset: AssetRow) -> str:
     """What stands under a thumbnail."""
-    seed = asset.metadata.get("seed")
+    seed = told(asset.metadata.get("seed"))
     return printable(asset.prompt_text or asset.output_path if seed is None else f"seed {seed}")
 
 

@@ -69,6 +69,8 @@ def check(asset: AssetRow, root: Path | None) -> Checked:
     """Look at one file, blocking. A link that leads out of the folder is not followed."""
     if asset.is_url:
         return Checked(asset, None, Verdict.UNVERIFIABLE, "it is kept at a URL")
+    if not asset.output_path:
+        return Checked(asset, None, Verdict.UNVERIFIABLE, "its row names no file")
     path = asset.find(root)
     try:
         if not _stays_inside(asset, path, root):
@@ -76,7 +78,8 @@ def check(asset: AssetRow, root: Path | None) -> Checked:
         verdict, reason = _compared(asset, path)
     except (FileNotFoundError, NotADirectoryError):
         return Checked(asset, path, Verdict.MISSING)
-    except (OSError, RuntimeError) as error:  # RuntimeError: Path.resolve on links in a circle, Python < 3.13
+    # RuntimeError: Path.resolve, links in a circle, Python < 3.13; ValueError: a name that no file can have.
+    except (OSError, RuntimeError, ValueError) as error:
         told = getattr(error, "strerror", None) or str(error)
         return Checked(asset, path, Verdict.UNVERIFIABLE, f"it cannot be read: {told}")
     return Checked(asset, path, verdict, reason)

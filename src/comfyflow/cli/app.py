@@ -23,6 +23,7 @@ from .. import __version__
 from ..console import Call
 from ..dsn import parse_env_file
 from ..errors import UsageError, WorkflowInvalid
+from ..models import PollSchedule
 from ..settings import Settings, resolve
 from ..workflow import MAX_SIZE, Workflow, read_file
 
@@ -241,8 +242,16 @@ def loaded(file: str) -> Workflow:
     return Workflow.parse(text, name=file)
 
 
-def connected(settings: Settings, url: str, *, websocket: bool) -> ComfyClient:
+def connected(
+    settings: Settings, url: str, *, websocket: bool, poll: PollSchedule | None = None
+) -> ComfyClient:
     """A client for the server at `url`, with these settings; to be entered by the caller."""
     from ..client import ComfyClient
 
-    return ComfyClient(url, websocket=websocket, timeout=settings.timeouts, headers=settings.headers)
+    return ComfyClient(
+        url,
+        websocket=websocket,
+        timeout=settings.timeouts,
+        poll=poll or PollSchedule(),
+        headers=settings.headers,
+    )

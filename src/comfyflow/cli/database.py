@@ -176,17 +176,12 @@ def _database_of(options: Reading) -> Database:
 @asynccontextmanager
 async def _connected(database: Database, server: Embedded | None = None) -> AsyncIterator[Connections]:
     """The database as it is: its tables need not be there, or not be those of this version."""
-    from anyio import to_thread
-
     from ..database import Connections
-    from ..embedded import Embedded
+    from ..recording import started
 
     async with AsyncExitStack() as stack:
         if database.kind is DatabaseKind.EMBEDDED:
-            server = server or Embedded()
-            await to_thread.run_sync(server.start)
-            stack.push_async_callback(to_thread.run_sync, server.stop)
-            database = Database(database.kind, database.rule, server.dsn)
+            database = await started(stack, database, server)
         yield await stack.enter_async_context(await Connections.open(database))
 
 

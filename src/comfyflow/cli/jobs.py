@@ -21,13 +21,12 @@ from ..errors import (
     ComfyflowError,
     DownloadError,
     JobTimeout,
-    StoreError,
     StoreUnavailable,
     UsageError,
     WorkflowInvalid,
 )
 from ..exits import exit_code
-from ..models import JobFailure, JobResult, JobState, JobView, OutputFile
+from ..models import JobFailure, JobResult, JobState, JobView, OutputFile, PollSchedule
 from ..settings import Settings
 from ..store import Accepted, Added, Entry, Job, JobRecord, Store, ending
 from ..workflow import Workflow, random_seed
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from ..recording import Recording
     from ..runner import Runner, RunResult
 
+OFTEN = PollSchedule(ceiling=5.0)  # for jobs that no socket tells of
 FAREWELL = 5.0  # s to end the job on the server after Ctrl-C
 SIMULATED_STEP = 0.03  # s for one step of a sampler in `run --simulate`, so that there is something to see
 
@@ -167,19 +167,21 @@ async def _recorded(call: Call, options: Following) -> AsyncIterator[Recording]:
     async with AsyncExitStack() as stack:
         record = await stack.enter_async_context(recording(options.environment(), options.database))
         before = record.fault
-        _warn(before)
+        _warn(record)
         try:
             yield record
         finally:
             await stack.aclose()  # which writes what was still to be written
             call.known["recorded"] = record.where
             if before is None and isinstance(record.fault, StoreUnavailable):
-                _warn(record.fault)
+                _warn(record)
 
 
-def _warn(fault: StoreError | None) -> None:
-    if fault is not None:
-        tell([f"comfyflow: {report.printable(fault)}; until then the journal keeps the record"])
+def _warn(record: Recording) -> None:
+    if record.lost is not None:
+        tell([f"comfyflow: {report.printable(record.lost)}; until then nothing is recorded"])
+    elif record.fault is not None:
+        tell([f"comfyflow: {report.printable(record.fault)}; until then the journal keeps the record"])
 
 
 def _answer(call: Call, record: Recording, document: Mapping[str, Any], lines: Iterable[str]) -> None:
@@ -189,7 +191,8 @@ def _answer(call: Call, record: Recording, document: Mapping[str, Any], lines: I
     error = {} if fault is None else {"error": report.error_document(fault)}
     call.answer({**document, **error, "recorded": record.where}, lines)
     if fault is not None:
-        tell([f"comfyflow: the job is done, but not in the database: {report.printable(fault)}"])
+        place = "anywhere" if record.lost is not None else "in the database"
+        tell([f"comfyflow: the job is done, but not recorded {place}: {report.printable(fault)}"])
         raise SystemExit(int(exit_code(fault)))
 
 
@@ -346,7 +349,7 @@ async def _record_end(client: ComfyClient, store: Store, job: Job, *, ended: boo
 async def _wait(call: Call, settings: Settings, options: Following, prompt_id: str) -> None:
     async with (
         _recorded(call, options) as record,
-        _adopted(call, settings, options, record.store, prompt_id) as (runner, job, show),
+        _adopted(call, settings, record.store, prompt_id) as (runner, job, show),
     ):
         result = await runner.follow(job, on_view=show, timeout=settings.timeouts.total)
     document = {**report.result_document(result, ()), "server": settings.shown_url}
@@ -357,7 +360,7 @@ async def _wait(call: Call, settings: Settings, options: Following, prompt_id: s
 async def _download(call: Call, settings: Settings, options: Following, prompt_id: str) -> None:
     async with (
         _recorded(call, options) as record,
-        _adopted(call, settings, options, record.store, prompt_id) as (runner, job, show),
+        _adopted(call, settings, record.store, prompt_id) as (runner, job, show),
         runner,
     ):
         done = await runner.complete(job, on_view=show, timeout=settings.timeouts.total)
@@ -368,15 +371,15 @@ async def _download(call: Call, settings: Settings, options: Following, prompt_i
 
 @asynccontextmanager
 async def _adopted(
-    call: Call, settings: Settings, options: Following, store: Store, prompt_id: str
+    call: Call, settings: Settings, store: Store, prompt_id: str
 ) -> AsyncIterator[tuple[Runner, Job, Any]]:
     """A job that is on the server already, with a runner that knows it, and a way to show its progress."""
     from ..progress import progress_on
     from ..runner import Runner
 
     call.known["server"] = settings.shown_url
-    websocket = not options.no_websocket
-    async with connected(settings, settings.url, websocket=websocket) as client:
+    # A socket tells a client of its own jobs alone (server.py, send_sync): this one is another client's.
+    async with connected(settings, settings.url, websocket=False, poll=OFTEN) as client:
         runner = Runner(
             client, store, settings.output, shared=settings.shared, keep_content=settings.keep_content
         )

@@ -297,9 +297,14 @@ def _checked_document(checked: Checked) -> dict[str, Any]:
 
 
 def _checked_line(checked: Checked) -> str:
-    named = checked.path or (checked.asset.output_path if checked.asset else "?")
+    named = checked.path or (_named(checked.asset) if checked.asset else "?")
     reason = f" ({checked.reason})" if checked.reason else ""
     return report.printable(f"{checked.verdict.value}: {named}{reason}")
+
+
+def _named(asset: AssetRow) -> str:
+    """How people find the row."""
+    return asset.output_path or f"row {asset.id}"
 
 
 async def _export(call: Call, options: Reading, wanted: AssetFilter, form: str, output: str) -> None:
@@ -332,27 +337,45 @@ async def _restore(call: Call, options: Reading, wanted: AssetFilter, folder: Pa
     from ..contents import restore
     from ..recording import reading
 
-    restored: list[str] = []
+    written: list[dict[str, Any]] = []
     failed: list[str] = []
     async with reading(options.environment(), options.database) as store:
         async for asset in Archive(store.connections).every_asset(wanted):
             try:
-                path = await restore(store.connections, asset.sha256 or "", _target(folder, asset))
-                restored.append(str(path))
+                target = _target(folder, asset)
+                path = await restore(store.connections, _content(asset), target)
+                written.append({**_identity(asset), "path": str(path)})
             except StoreUnavailable:
                 raise
             except StoreError as error:
-                failed.append(f"{asset.output_path}: {error}")
+                failed.append(f"{_named(asset)}: {error}")
     tell(f"comfyflow: {report.printable(line)}" for line in failed)
-    call.answer({"files": restored, "failed": failed}, restored)
+    restored = [file["path"] for file in written]
+    call.answer({"files": restored, "written": written, "failed": failed}, restored)
     raise SystemExit(ExitCode.DATABASE if failed else ExitCode.OK)
 
 
+def _identity(asset: AssetRow) -> dict[str, Any]:
+    """Two files may have one recorded path, and are numbered then; this tells which is which."""
+    number = asset.id if isinstance(asset.id, int) else str(asset.id)
+    return {"id": number, "prompt_id": asset.prompt_id, "output_path": asset.output_path}
+
+
+def _content(asset: AssetRow) -> str:
+    if asset.sha256 is None:
+        raise StoreError("its row has no sha256, so its content is not known")
+    return asset.sha256
+
+
 def _target(folder: Path, asset: AssetRow) -> Path:
-    """Where a file goes: its recorded path below the folder, and nowhere else, whatever the row says."""
+    """Where a file goes: its recorded path below the folder, and nowhere else, whatever the row says. Raises
+    StoreError when it says nothing."""
+    if not asset.output_path:
+        raise StoreError("its row names no file")
     if asset.is_url or asset.output_path.startswith("/"):
         return folder / safe_name(PurePosixPath(asset.output_path).name)
-    return folder.joinpath(*(safe_name(part) for part in PurePosixPath(asset.output_path).parts))
+    parts = PurePosixPath(asset.output_path).parts or ("",)  # "." has none
+    return folder.joinpath(*(safe_name(part) for part in parts))
 
 
 def _place(asset: AssetRow, root: Path | None) -> Path | str:
