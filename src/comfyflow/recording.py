@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -147,7 +147,10 @@ def _target(database: Database | None, error: StoreError) -> str:
         return NO_ADDRESS
     if isinstance(error, PostgresMissing):
         return ANYWHERE
-    return _placed(database, Embedded()).target
+    with suppress(StoreError):  # the folder may be what is wrong
+        if database.kind is DatabaseKind.EMBEDDED:
+            return _placed(database, Embedded()).target
+    return database.target
 
 
 def _unusable(journal: Journal) -> StoreError | None:

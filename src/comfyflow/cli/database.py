@@ -51,7 +51,8 @@ def upgrade(*, options: Reading) -> None:
 def status(*, options: Reading) -> None:
     """Tell which database is used and why, its version, tables and sizes, and what waits in the journal.
 
-    Nothing is changed. The exit code is 8 when jobs cannot be recorded in it as it is.
+    Nothing is changed, but that a PostgreSQL of our own is started and brought up to date. The exit code
+    is 8 when jobs cannot be recorded in it as it is.
     """
     call = options.call()
     with call.guarded():
