@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,6 +15,7 @@ import pytest
 from aioresponses import core
 from caller import Caller
 from clusters import Cluster, Databases, migrate
+from commands import Cli, serving
 
 from comfyflow import testing
 from comfyflow.sim import Sim
@@ -26,6 +28,19 @@ async def caller(comfyui: Sim) -> AsyncIterator[Caller]:
     """A bare client of the test's own simulator."""
     async with aiohttp.ClientSession() as session:
         yield Caller(comfyui, session)
+
+
+@pytest.fixture
+def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs commands in a folder of the test's own."""
+    return Cli(tmp_path, capsys, monkeypatch)
+
+
+@pytest.fixture
+async def server(cli: Cli) -> AsyncIterator[Sim]:
+    """A simulator that the commands of `cli` find."""
+    async with serving(cli) as sim:
+        yield sim
 
 
 @pytest.fixture(scope="session")

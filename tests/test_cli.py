@@ -7,26 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-from commands import EXAMPLE, Cli, command, picture, serving, with_node
+from commands import EXAMPLE, Cli, command, picture, with_node
 
 from comfyflow.sim import Sim
 
 HEAVY = {"aiohttp", "anyio", "asyncpg", "msgspec", "pydantic", "rich", "stamina", "websockets"}
-
-
-@pytest.fixture
-def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    return Cli(tmp_path, capsys, monkeypatch)
-
-
-@pytest.fixture
-async def server(cli: Cli) -> AsyncIterator[Sim]:
-    async with serving(cli) as sim:
-        yield sim
 
 
 async def test_cancel_ends_a_waiting_job_and_only_once(cli: Cli, server: Sim) -> None:

@@ -8,12 +8,12 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from clusters import Cluster, connected, execute, restricted, with_database, with_user
-from commands import Cli, command, picture, serving
+from commands import Cli, command, picture
 
 import comfyflow
 from comfyflow.dsn import Database, DatabaseKind
@@ -27,17 +27,6 @@ from comfyflow.store import Added, Job, JobEvent
 SECRET = "pa55word"
 NEWEST = len(scripts())
 AWAY = f"postgresql://me:{SECRET}@127.0.0.1:1/jobs"  # nothing listens on port 1
-
-
-@pytest.fixture
-def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    return Cli(tmp_path, capsys, monkeypatch)
-
-
-@pytest.fixture
-async def server(cli: Cli) -> AsyncIterator[Sim]:
-    async with serving(cli) as sim:
-        yield sim
 
 
 def added(name: str) -> Batch:

@@ -7,25 +7,12 @@ import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from commands import EXAMPLE, Cli, command, picture, serving, with_node
+from commands import EXAMPLE, Cli, command, picture, with_node
 
 from comfyflow.sim import Sim, stall
-
-
-@pytest.fixture
-def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    return Cli(tmp_path, capsys, monkeypatch)
-
-
-@pytest.fixture
-async def server(cli: Cli) -> AsyncIterator[Sim]:
-    async with serving(cli) as sim:
-        yield sim
-
 
 # run
 

@@ -8,13 +8,13 @@ import io
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Cli, command, picture, serving, with_node
+from commands import Cli, command, picture, with_node
 
 from comfyflow.database import Connections
 from comfyflow.sim import Sim, stall
@@ -27,12 +27,6 @@ def cli(
     recording = Cli(tmp_path, capsys, monkeypatch)
     recording.record_in(database)
     return recording
-
-
-@pytest.fixture
-async def server(cli: Cli) -> AsyncIterator[Sim]:
-    async with serving(cli) as sim:
-        yield sim
 
 
 async def run(cli: Cli, *arguments: object, **inputs: Any) -> dict[str, Any]:

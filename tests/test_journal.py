@@ -434,9 +434,17 @@ def test_a_full_disk_is_told_and_leaves_no_half_line(folder: Path) -> None:
     assert aside(journal) == []
 
 
+def test_a_journal_that_can_be_written_is_left_as_it_was(folder: Path) -> None:
+    journal = filled(folder, "a")
+    journal.check()
+    assert drained(journal) == ["a"]
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     journal = Journal(tmp_path / "file" / "journal")
+    with pytest.raises(StoreError, match="cannot be used"):
+        journal.check()
     with pytest.raises(StoreError, match="COMFYFLOW_STATE"):
         journal.append(batch("a"), HERE)
     with pytest.raises(StoreError, match="cannot be used"), journal.draining(HERE):

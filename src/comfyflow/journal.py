@@ -22,6 +22,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 from urllib.parse import quote
@@ -74,6 +75,11 @@ class Journal:
                 _write_whole(file, line)
             if new:
                 _sync(self.folder)
+
+    def check(self) -> None:
+        """Find out whether anything could be written here, before it is promised. Raises StoreError."""
+        with self._writing(), self._locked("append"), TemporaryFile(dir=self.folder) as probe:
+            probe.write(b"comfyflow")
 
     def put_aside(self, batch: Batch, target: str, reason: str) -> None:
         """Keep a batch that `target` refused where people find it: it is not written by itself any more."""

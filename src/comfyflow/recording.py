@@ -7,7 +7,6 @@ why. What reads raises.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -154,17 +153,11 @@ def _target(database: Database | None, error: StoreError) -> str:
 
 
 def _unusable(journal: Journal) -> StoreError | None:
-    """Why the journal cannot be written, found out before something is promised."""
+    """Why the journal cannot be written."""
     try:
-        journal.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=journal.folder) as probe:
-            probe.write(b"comfyflow")
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        return StoreError(
-            f"the journal in {journal.folder} cannot be used: {reason}; make room or rights there, or let "
-            "COMFYFLOW_STATE name another folder"
-        )
+        journal.check()
+    except StoreError as error:
+        return error
     return None
 
 
