@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from comfyflow.sim import Sim
+from comfyflow.sim import FaultProxy, Sim
 
 Graph = dict[str, Any]
 
@@ -47,16 +47,23 @@ def sampled(seed: int = 5, steps: int = 4, text: str = "a red fox") -> Graph:
 class Caller:
     """What the tests ask of a server."""
 
-    def __init__(self, sim: Sim, session: aiohttp.ClientSession) -> None:
+    def __init__(self, sim: Sim, session: aiohttp.ClientSession, proxy: FaultProxy | None = None) -> None:
+        """`proxy` is asked in place of `sim`, and does what is ordered."""
         self.sim, self.session = sim, session
+        self.proxy = proxy
+        self.faults = (proxy or sim).faults
+
+    @property
+    def url(self) -> str:
+        return (self.proxy or self.sim).url
 
     async def post(self, path: str, body: Any, **options: Any) -> tuple[int, Any]:
-        async with self.session.post(self.sim.url + path, json=body, **options) as response:
+        async with self.session.post(self.url + path, json=body, **options) as response:
             text = await response.text()
             return response.status, json.loads(text) if text.startswith("{") else text
 
     async def get(self, path: str, **options: Any) -> tuple[int, bytes]:
-        async with self.session.get(self.sim.url + path, **options) as response:
+        async with self.session.get(self.url + path, **options) as response:
             return response.status, await response.read()
 
     async def json(self, path: str) -> Any:
@@ -81,7 +88,7 @@ class Caller:
         return f"/view?filename={file['filename']}&subfolder={file['subfolder']}&type={file['type']}"
 
     def socket(self, client_id: str = "me") -> Any:
-        return self.session.ws_connect(f"{self.sim.url}/ws?clientId={client_id}", max_msg_size=0)
+        return self.session.ws_connect(f"{self.url}/ws?clientId={client_id}", max_msg_size=0)
 
 
 @asynccontextmanager

@@ -20,7 +20,10 @@ from commands import Cli, serving
 from comfyflow import testing
 from comfyflow.sim import Sim
 
-comfyui = testing.comfyui  # the users' fixture, also where the plugin is not installed
+# the users' fixtures, also where the plugin is not installed
+comfyui = testing.comfyui
+comfyui_proxy = testing.comfyui_proxy
+comfyui_proxy_for = testing.comfyui_proxy_for
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from typing import Any
 
 import pytest
 from clusters import execute
-from proxy import Proxy
 
 from comfyflow import (
     ComfyClient,
@@ -38,7 +37,7 @@ from comfyflow import (
     Workflow,
     WorkflowRejected,
 )
-from comfyflow.sim import Sim
+from comfyflow.sim import FaultProxy, Sim
 
 REAL = os.environ.get("COMFYFLOW_TEST_SERVER")
 POLL = PollSchedule(first=0.05, ceiling=0.5, stall_after=2.0, deaf_after=5.0)
@@ -59,12 +58,12 @@ class Way:
     """A client, and what lies between it and the server."""
 
     client: ComfyClient
-    proxy: Proxy | None
+    proxy: FaultProxy | None
 
     def trouble(self) -> None:
         """What this way does to a job that runs."""
         if self.proxy is not None:
-            self.proxy.refuse = True
+            self.proxy.refuse_sockets = True
             self.proxy.cut_sockets()
 
 
@@ -81,7 +80,7 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[str]:
 @pytest.fixture(params=["socket", "polling", "cut"])
 async def way(request: pytest.FixtureRequest, server: str) -> AsyncIterator[Way]:
     async with AsyncExitStack() as stack:
-        proxy = await stack.enter_async_context(Proxy(server)) if request.param == "cut" else None
+        proxy = await stack.enter_async_context(FaultProxy(server)) if request.param == "cut" else None
         url = proxy.url if proxy else server
         client = ComfyClient(url, websocket=request.param != "polling", poll=POLL)
         yield Way(await stack.enter_async_context(client), proxy)

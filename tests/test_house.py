@@ -264,11 +264,26 @@ def test_the_code_of_the_readme_is_a_file_of_the_examples() -> None:
 
 def test_the_page_about_the_simulator_names_what_is_there() -> None:
     text = (ROOT / "docs" / "simulator.md").read_text(encoding="utf-8")
-    attributes = set(re.findall(r"\bsim\.(\w+)", text)) - {"faults", "requests", "events"}  # made by __init__
-    assert attributes
-    assert {name for name in attributes if not hasattr(sim.Sim, name)} == set()
+    assert attributes_told(text, "sim") - {"faults", "requests", "events"} - set(dir(sim.Sim)) == set()
     imported = re.findall(r"^from comfyflow\.sim import (.*)$", text, re.MULTILINE)
     assert {name for line in imported for name in line.split(", ") if not hasattr(sim, name)} == set()
+
+
+def attributes_told(text: str, name: str) -> set[str]:
+    """What a page says there is of an object."""
+    found = set(re.findall(rf"\b{name}\.(\w+)", text)) - {"url"}
+    assert found
+    return found
+
+
+def test_the_page_about_testing_names_what_is_there() -> None:
+    text = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    assert attributes_told(text, "comfyui") - set(dir(sim.Sim)) == set()
+    made = {"faults", "requests", "sent", "taken", "refuse_sockets", "sockets_opened"}  # by __init__
+    public = made | {name for name in vars(sim.FaultProxy) if name[0] != "_"} - {"start", "stop", "url"}
+    assert attributes_told(text, "proxy") | attributes_told(text, "comfyui_proxy") == public
+    effects = {name for name in sim.__all__ if name[0].islower()} - {"serve"}
+    assert set(re.findall(r"`(\w+)\(", text.partition("| Effect |")[2].partition("\n\n")[0])) == effects
 
 
 def test_the_pinned_versions_cover_every_requirement() -> None:

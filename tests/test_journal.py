@@ -13,7 +13,9 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -22,9 +24,12 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from comfyflow import JobEvent, StoreError
-from comfyflow.journal import ANYWHERE, DAMAGED, Journal, JournalSummary
+from comfyflow.journal import ANYWHERE, DAMAGED, Draining, Journal, JournalSummary
 from comfyflow.rows import Batch, batch_of
 
 HERE, THERE = "localhost:5432/here", "localhost:5432/there"
@@ -403,6 +408,173 @@ def test_a_process_that_is_killed_leaves_whole_what_it_had_told(folder: Path) ->
         names = drained(Journal(folder))
         assert names[:told] == [str(number) for number in range(told)]
         assert len(names) <= told + 1
+
+
+# -- whatever happens, in any order -------------------------------------------------------------------------
+
+GARBAGE = b"no checksum\n"
+IN_A_FILE = st.sampled_from([HERE, ANYWHERE])
+ONE_OF_TWO = st.integers(0, 1)
+
+
+class Story(RuleBasedStateMachine):
+    """Two programs with one journal: they append, take out, refuse and die. The machine keeps its own book:
+    what has to come out yet, of each target in order, and what has to be found beside the journal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = tempfile.TemporaryDirectory()
+        self.folder = Path(self.place.name) / "journal"
+        self.journals = Journal(self.folder), Journal(self.folder)
+        self.count = 0
+        self.waiting: dict[str, list[str]] = {HERE: [], ANYWHERE: [], THERE: []}
+        self.garbage = Counter[str]()  # whole lines that are none, by target
+        self.aside = Counter[str]()  # batches that have to be found set aside
+        self.flush: Draining | None = None
+        self.given: list[str] = []  # taken out of the file that is being read, which is still as it was
+        self.source = ANYWHERE  # the target of that file
+
+    # Rules
+
+    @rule(who=ONE_OF_TWO, whose=IN_A_FILE | st.just(THERE), size=st.sampled_from([0, 10, 20_000]))
+    def append(self, who: int, whose: str, size: int) -> None:
+        one = self._batch(size)
+        self.journals[who].append(one, whose)
+        self.waiting[whose].append(name_of(one))
+
+    @rule(who=ONE_OF_TWO, whose=IN_A_FILE, part=st.floats(0.0, 1.0, exclude_max=True))
+    def die_while_appending(self, who: int, whose: str, part: float) -> None:
+        """Any part of the line is there, but not its end. Nobody was told that it is safe."""
+        path = self.folder / journal_name(whose)
+        before = path.stat().st_size if path.exists() else 0
+        torn = self._ends_torn(path)
+        self.journals[who].append(self._batch(100), whose)
+        whole = path.stat().st_size
+        start = path.read_bytes().rfind(b"\n", 0, whole - 1) + 1 if torn else before
+        os.truncate(path, start + int(part * (whole - start)))
+
+    @rule(whose=IN_A_FILE)
+    def damage(self, whose: str) -> None:
+        path = self.folder / journal_name(whose)
+        if path.exists() and not self._ends_torn(path):
+            with path.open("ab") as file:
+                file.write(GARBAGE)
+            self.garbage[whose] += 1
+
+    @rule(who=ONE_OF_TWO)
+    def put_aside(self, who: int) -> None:
+        one = self._batch(10)
+        self.journals[who].put_aside(one, HERE, "no such job")
+        self.aside[name_of(one)] += 1
+
+    @precondition(lambda self: self.flush is None)
+    @rule(who=ONE_OF_TWO)
+    def begin_to_flush(self, who: int) -> None:
+        self.flush = self.journals[who].draining(HERE).__enter__()
+        assert not self.flush.busy
+
+    @precondition(lambda self: self.flush is not None)
+    @rule(who=ONE_OF_TWO)
+    def flush_beside_another(self, who: int) -> None:
+        with self.journals[who].draining(HERE, wait=False) as second:
+            assert (second.busy, list(second)) == (True, [])
+
+    @precondition(lambda self: self.flush is not None)
+    @rule(steps=st.integers(1, 4))
+    def take_out(self, steps: int) -> None:
+        for _ in range(steps):
+            self._take_one()
+
+    @precondition(lambda self: self.flush is not None and self.given)
+    @rule()
+    def refuse(self) -> None:
+        assert self.flush is not None
+        self.flush.refuse("the database does not want it")
+        self.aside[self.given[-1]] += 1
+        self._take_one()
+
+    @precondition(lambda self: self.flush is not None)
+    @rule()
+    def stop_flushing(self) -> None:
+        """Of what was given, all but the last was written; that one may not have been."""
+        assert self.flush is not None
+        self.flush.__exit__(None, None, None)
+        self._forget(self.given[:-1])
+        self.flush = None
+
+    @precondition(lambda self: self.flush is not None)
+    @rule()
+    def die_while_flushing(self) -> None:
+        """All that the file holds comes once more: what is written twice is there once."""
+        assert self.flush is not None
+        self.flush._stack.close()  # what the kernel does: the locks are gone, and nothing else has happened
+        self.flush._close()
+        self.flush, self.given = None, []
+
+    # What holds always
+
+    @invariant()
+    def nothing_is_found_aside_that_does_not_belong_there(self) -> None:
+        assert self._found_aside() == self.aside
+
+    @precondition(lambda self: self.flush is None)
+    @invariant()
+    def the_summary_counts_what_waits(self) -> None:
+        summary = self.journals[0].summary()
+        assert summary.records >= sum(map(len, self.waiting.values()))
+        assert self.journals[1].waits_for(HERE) >= bool(self.waiting[HERE] or self.waiting[ANYWHERE])
+
+    def teardown(self) -> None:
+        """At the end everything comes out that was neither taken out nor set aside, once, in order."""
+        with self.place:
+            if self.flush is not None:
+                self.stop_flushing()
+            for target in (ANYWHERE, HERE, THERE):
+                with self.journals[0].draining(target) as batches:
+                    assert [name_of(one) for one in batches] == self.waiting[target]
+            self.nothing_is_found_aside_that_does_not_belong_there()
+            damaged = b"".join(aside(self.journals[0])).count(GARBAGE)
+            assert damaged >= self.garbage.total()
+            assert list(self.folder.glob("*.journal")) == []
+
+    # The book
+
+    def _batch(self, size: int) -> Batch:
+        self.count += 1
+        return batch(f"batch {self.count}", text="x" * size)
+
+    def _take_one(self) -> None:
+        assert self.flush is not None
+        one = next(self.flush, None)
+        if one is None:  # this file is gone, and there is no other one
+            self._forget(self.given)
+            assert self.waiting[HERE] == self.waiting[ANYWHERE] == []
+            return
+        if self.waiting[self.source][len(self.given) :][:1] != [name_of(one)]:
+            self._forget(self.given)
+            assert self.waiting[self.source] == []
+            self.source = HERE if self.source == ANYWHERE else ANYWHERE
+        assert self.waiting[self.source][len(self.given)] == name_of(one)
+        self.given.append(name_of(one))
+
+    def _forget(self, names: list[str]) -> None:
+        del self.waiting[self.source][: len(names)]
+        self.given = []
+
+    def _ends_torn(self, path: Path) -> bool:
+        return path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+
+    def _found_aside(self) -> Counter[str]:
+        found = Counter[str]()
+        for body in aside(self.journals[0]):
+            for line in body.splitlines(keepends=True):
+                if (rows := line.rpartition(b"\t")[2]).endswith(b"}\n"):
+                    found[name_of(Batch.from_json(rows.decode()))] += 1
+        return found
+
+
+TestStory = Story.TestCase
+TestStory.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
 # -- the disk -----------------------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ from comfyflow.database import Connections
 from comfyflow.errors import StoreError, StoreUnavailable
 
 ROOT = Path(__file__).parent.parent
-[FIRST] = migrations.scripts()
+SCRIPTS = migrations.scripts()
+FIRST, LAST = SCRIPTS[0], SCRIPTS[-1]
+NAMES = tuple(script.name for script in SCRIPTS)
 
 
 async def refused(dsn: str) -> StoreError:
@@ -84,15 +86,15 @@ def test_a_package_that_brings_its_own_files_uses_them(tmp_path: Path) -> None:
 async def test_an_empty_database_gets_the_tables_once(empty_database: str) -> None:
     async with await Connections.open(empty_database) as connections:
         before = await migrations.status(connections)
-        assert before == migrations.SchemaStatus(None, 1, ("0001_record.sql",))
+        assert before == migrations.SchemaStatus(None, LAST.version, NAMES)
         with pytest.raises(StoreError, match="has no tables of comfyflow: run `comfyflow db upgrade`"):
             await migrations.check(connections)
-        assert await migrations.upgrade(connections) == ("0001_record.sql",)
+        assert await migrations.upgrade(connections) == NAMES
         assert await migrations.upgrade(connections) == ()
-        assert await migrations.status(connections) == migrations.SchemaStatus(1, 1, ())
+        assert await migrations.status(connections) == migrations.SchemaStatus(LAST.version, LAST.version, ())
         await migrations.check(connections)
-        [row] = await connections.fetch("SELECT version, name, sha256 FROM comfyflow_schema")
-        assert tuple(row) == (1, FIRST.name, FIRST.sha256)
+        rows = await connections.fetch("SELECT version, name, sha256 FROM comfyflow_schema ORDER BY version")
+        assert [tuple(row) for row in rows] == [(one.version, one.name, one.sha256) for one in SCRIPTS]
 
 
 async def test_four_upgrades_at_once_apply_each_file_once(empty_database: str) -> None:
@@ -101,7 +103,7 @@ async def test_four_upgrades_at_once_apply_each_file_once(empty_database: str) -
             return await migrations.upgrade(connections)
 
     applied = await asyncio.gather(*(one() for _ in range(4)))
-    assert sorted(applied) == [(), (), (), ("0001_record.sql",)]
+    assert sorted(applied) == [(), (), (), NAMES]
 
 
 def test_four_processes_at_once_apply_each_file_once(empty_database: str) -> None:
@@ -116,7 +118,7 @@ def test_four_processes_at_once_apply_each_file_once(empty_database: str) -> Non
     )
     command = [sys.executable, "-c", code, empty_database]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert sorted(process.communicate()[0].strip() for process in started) == ["", "", "", FIRST.name]
+    assert sorted(process.communicate()[0].strip() for process in started) == ["", "", "", " ".join(NAMES)]
 
 
 async def test_an_upgrade_waits_for_another_however_short_its_own_patience_is(empty_database: str) -> None:
@@ -132,7 +134,7 @@ async def test_an_upgrade_waits_for_another_however_short_its_own_patience_is(em
             pass
         await other.execute("SELECT pg_sleep(0.05)")
         await transaction.rollback()
-        assert await task == (FIRST.name,)
+        assert await task == NAMES
 
 
 async def test_a_file_that_fails_leaves_those_before_it_and_nothing_of_itself(empty_database: str) -> None:
@@ -152,13 +154,12 @@ def recording(file: migrations.Script) -> migrations.Script:
 
 
 async def test_a_database_behind_the_program_is_told_the_command(database: str) -> None:
-    newer = (FIRST, migrations.script("0002_more.sql", ""))
+    newer = (*SCRIPTS, migrations.script(f"{LAST.version + 1:04}_more.sql", ""))
     async with await Connections.open(database) as connections:
         found = await migrations.status(connections, newer)
-        assert found == migrations.SchemaStatus(1, 2, ("0002_more.sql",))
-        with pytest.raises(
-            StoreError, match="are of version 1, comfyflow needs 2: run `comfyflow db upgrade`"
-        ):
+        assert found == migrations.SchemaStatus(LAST.version, LAST.version + 1, (newer[-1].name,))
+        versions = f"are of version {LAST.version}, comfyflow needs {LAST.version + 1}"
+        with pytest.raises(StoreError, match=f"{versions}: run `comfyflow db upgrade`"):
             await migrations.check(connections, newer)
 
 
@@ -166,7 +167,8 @@ async def test_a_database_ahead_of_the_program_is_refused_with_both_versions(dat
     execute(database, "INSERT INTO comfyflow_schema (version, name) VALUES (7, '0007_later.sql')")
     async with await Connections.open(database) as connections:
         for step in (migrations.check, migrations.upgrade):
-            with pytest.raises(StoreError, match="of version 7, and this comfyflow knows only version 1"):
+            known = f"of version 7, and this comfyflow knows only version {LAST.version}"
+            with pytest.raises(StoreError, match=known):
                 await step(connections)
 
 
@@ -214,8 +216,19 @@ async def test_a_file_that_was_run_by_hand_is_adopted(empty_database: str) -> No
         await connection.execute(FIRST.text)
         assert await connection.fetchval("SELECT sha256 FROM comfyflow_schema") is None
         async with await Connections.open(empty_database) as connections:
-            assert await migrations.upgrade(connections) == ()
-        assert await connection.fetchval("SELECT sha256 FROM comfyflow_schema") == FIRST.sha256
+            assert await migrations.upgrade(connections) == NAMES[1:]
+        first = "SELECT sha256 FROM comfyflow_schema WHERE version = 1"
+        assert await connection.fetchval(first) == FIRST.sha256
+
+
+async def test_a_database_of_version_1_keeps_its_jobs(empty_database: str) -> None:
+    async with connected(empty_database) as connection:
+        await connection.execute(FIRST.text)
+        await connection.execute("INSERT INTO workflow_runs (prompt_id, server) VALUES ('old', 'http://c')")
+        async with await Connections.open(empty_database) as connections:
+            await migrations.upgrade(connections)
+        row = await connection.fetchrow("SELECT prompt_id, attempt, key, worker, replaces FROM workflow_runs")
+    assert tuple(row) == ("old", 1, None, None, None)
 
 
 # --- a table that is there already --------------------------------------------------------------------
@@ -233,7 +246,7 @@ async def test_a_table_with_the_six_columns_is_used_and_keeps_its_rows(empty_dat
         "INSERT INTO generated_assets (prompt_id, output_path) VALUES ('old', 'old.png')",
     )
     async with await Connections.open(empty_database) as connections:
-        assert await migrations.upgrade(connections) == (FIRST.name,)
+        assert await migrations.upgrade(connections) == NAMES
         rows = await connections.fetch("SELECT prompt_id, output_path FROM recent_assets")
     assert [tuple(row) for row in rows] == [("old", "old.png")]
 

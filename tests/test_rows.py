@@ -25,7 +25,17 @@ from comfyflow import (
     Workflow,
 )
 from comfyflow.rows import Batch, batch_of, cleaned, job_of, kept_file, output_path, record_of
-from comfyflow.store import Accepted, Added, Advanced, Finished, Kept, ending, outcome_id
+from comfyflow.store import (
+    Accepted,
+    Added,
+    Advanced,
+    Alive,
+    Finished,
+    Kept,
+    Worker,
+    ending,
+    outcome_id,
+)
 
 GRAPH: dict[str, Any] = {
     "3": {"class_type": "KSampler", "inputs": {"seed": 2**63 + 1, "positive": ["6", 0], "model": ["4", 0]}},
@@ -70,6 +80,28 @@ def test_an_added_job_is_a_row_with_its_graph() -> None:
         "prompt_text": "a cat",
         "state": "created",
     }
+
+
+def test_who_works_on_a_job_is_written_with_it() -> None:
+    worker = Worker("w", "host", 7, "place")
+    batch = batch_of([Alive(worker, 30.0), Added(JOB, "w")])
+    assert only(batch.workers) == {"worker": "w", "host": "host", "pid": 7, "place": "place", "seconds": 30.0}
+    assert only(batch.runs)["worker"] == "w"
+    assert Batch.from_json(batch.to_json()) == batch
+    assert bool(batch_of([Alive(worker, 30.0)]))
+
+
+def test_a_line_of_an_older_journal_is_still_read() -> None:
+    assert Batch.from_json('{"runs":[{"prompt_id":"a"}],"assets":[],"events":[],"renames":[]}').workers == ()
+
+
+def test_key_folder_and_what_it_replaces_go_there_and_back() -> None:
+    again = replace(JOB, prompt_id="b", key="order 17", replaces="a", attempt=2, folder="/out")
+    run = run_of(Added(again))
+    assert {name: run[name] for name in ("key", "replaces", "attempt", "folder")} == {
+        "key": "order 17", "replaces": "a", "attempt": 2, "folder": "/out",
+    }  # fmt: skip
+    assert job_of(run) == again
 
 
 def test_a_job_without_a_graph_is_added_without_one() -> None:

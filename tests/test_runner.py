@@ -282,12 +282,13 @@ async def test_what_was_never_sent_is_sent_by_resume_and_what_was_is_not(
     assert set(comfyui.executed.values()) == {1}
 
 
-async def test_a_file_that_is_gone_leaves_the_job_open(runner: Runner, comfyui: Sim) -> None:
+async def test_a_file_that_is_gone_makes_the_job_a_failed_one(runner: Runner, comfyui: Sim) -> None:
     comfyui.faults.add("GET", "/view", gone(), times=None)
     with pytest.raises(OutputUnavailable) as caught:
         await runner.run(image())
     record = await recorded(runner, caught.value.prompt_id)
-    assert (record.result, record.events[-1].kind) == (None, "download_failed")
+    assert record.state is JobState.FAILED
+    assert [event.kind for event in record.events[-2:]] == ["download_failed", "failed"]
 
 
 async def test_cancelling_the_caller_leaves_the_job_running(runner: Runner, comfyui: Sim) -> None:

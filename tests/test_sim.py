@@ -4,10 +4,12 @@ answers are compared with real servers in test_sim_recordings.py."""
 from __future__ import annotations
 
 import asyncio
-import json
+import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 from caller import Caller, Graph, alone, calling, heard, picture, sampled
 from recorded import scenario
 
-from comfyflow.sim import Sim
+from comfyflow.sim import FaultProxy, Sim, stall
 from comfyflow.sim.__main__ import parser
 from comfyflow.sim.catalog import CATALOG
 from comfyflow.sim.nodes import NODES
@@ -296,6 +298,111 @@ async def test_a_killed_server_refuses_connections_until_it_is_started(caller: C
     assert (await caller.get("/queue"))[0] == 200
 
 
+async def test_a_restart_empties_temp_and_stalled_requests_die_with_the_server(caller: Caller) -> None:
+    shown = picture()
+    shown["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    path = await caller.saved(shown)
+    assert "type=temp" in path
+    fault = caller.sim.faults.add("POST", "/prompt", stall())
+    hanging = asyncio.create_task(caller.submit(picture()))
+    await fault.met()
+    await caller.sim.restart()
+    fault.release()
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await hanging
+    assert (await caller.get(path))[0] == 404
+    await caller.finished(picture(7))
+    assert caller.sim.executed.total() == 2
+
+
+async def test_what_is_left_of_an_old_socket_does_not_deafen_the_new_one(caller: Caller) -> None:
+    async with caller.socket() as old:
+        await old.receive()
+        await caller.sim.restart()
+        async with caller.socket() as new:
+            await old.close()
+            await caller.submit(picture(), client_id="me")
+            await heard(new)
+
+
+async def test_a_frozen_server_answers_everything_later(caller: Caller) -> None:
+    async with caller.session.ws_connect(f"{caller.url}/ws?clientId=me", autoping=False) as ws:
+        await ws.receive()
+        caller.sim.freeze()
+        asking = [asyncio.create_task(caller.submit(picture(n), client_id="me")) for n in range(3)]
+        await ws.ping(b"there?")
+        async with FaultProxy(caller.sim.url) as proxy:  # it sees the request leave
+            looking = asyncio.create_task(Caller(caller.sim, caller.session, proxy).get("/queue"))
+            await proxy.wait_for(lambda: proxy.requests.total() == 1)
+            assert not any(task.done() for task in (*asking, looking))
+            assert caller.sim.requests == [("GET", "/ws")]
+            caller.sim.thaw()
+            ids = await asyncio.gather(*asking)
+            assert (await looking)[0] == 200
+        while (await ws.receive()).data != b"there?":
+            pass
+    await caller.sim.wait_idle()
+    assert caller.sim.executed == dict.fromkeys(ids, 1)
+
+
+async def arrived() -> None:
+    """Let everything arrive that is under way within this machine: far fewer turns of the loop are needed."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+async def test_messages_wait_while_the_server_is_frozen(caller: Caller) -> None:
+    async with caller.socket() as ws:
+        await ws.receive()
+        fault = caller.sim.faults.add("GET", "/queue", stall(after=True))
+        looking = asyncio.create_task(caller.get("/queue"))
+        await fault.met()
+        caller.sim.freeze()
+        caller.sim.send_raw("later")
+        fault.release()
+        hearing = asyncio.create_task(ws.receive())
+        await arrived()
+        assert not (hearing.done() or looking.done())
+        caller.sim.thaw()
+        assert (await hearing).data == "later"
+        assert (await looking)[0] == 200
+
+
+async def test_a_server_killed_while_frozen_never_does_what_it_was_asked(caller: Caller) -> None:
+    async with caller.socket() as ws:
+        await ws.receive()
+        caller.sim.freeze()
+        hanging = asyncio.create_task(caller.submit(picture()))
+        await arrived()
+        await caller.sim.restart()
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await hanging
+        await ws.close()
+    assert ("POST", "/prompt") not in caller.sim.requests
+    assert (await caller.json("/queue"))["queue_running"] == []
+
+
+async def test_history_can_be_forgotten_in_part_or_as_a_whole(caller: Caller) -> None:
+    ids = [await caller.submit(picture(number)) for number in range(3)]
+    await caller.sim.wait_idle()
+    caller.sim.forget(ids[0])
+    assert list(await caller.json("/history")) == ids[1:]
+    caller.sim.forget("never heard of")
+    caller.sim.forget()
+    assert await caller.json("/history") == {}
+
+
+async def test_every_start_of_a_prompt_is_counted_also_of_one_sent_twice(caller: Caller) -> None:
+    prompt_id = str(uuid.uuid4())
+    for _ in range(2):
+        await caller.submit(picture(), prompt_id=prompt_id)
+        await caller.sim.wait_idle()
+    await caller.sim.restart()
+    await caller.submit(picture(), prompt_id=prompt_id)
+    await caller.sim.wait_idle()
+    assert caller.sim.executed == {prompt_id: 3}
+
+
 async def test_a_root_folder_of_ones_own_is_kept(tmp_path: Path) -> None:
     async with calling(root=tmp_path) as caller:
         await caller.saved(picture())
@@ -452,24 +559,51 @@ async def test_any_checkpoint_name_is_taken_when_asked_for() -> None:
 # Its own process
 
 
-def test_as_a_program_it_prints_its_url_and_serves() -> None:
-    command = [sys.executable, "-m", "comfyflow.sim", "--profile", "0.3.64", "--no-previews"]
+@contextmanager
+def program(*options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A simulator as a process, and its URL."""
+    command = [sys.executable, "-m", "comfyflow.sim", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
+        assert url.startswith("http://127.0.0.1:")
         try:
-            assert url.startswith("http://127.0.0.1:")
-            assert json.loads(fetched(url))["system"]["comfyui_version"] == "0.3.64"
+            yield url, process
         finally:
-            process.terminate()
+            process.kill()
 
 
-def fetched(url: str) -> str:
-    async def fetch() -> str:
-        async with aiohttp.ClientSession() as session, session.get(f"{url}/system_stats") as response:
-            return await response.text()
+async def fetched(url: str) -> Any:
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return await response.json()
 
-    return asyncio.run(fetch())
+
+async def test_as_a_program_it_prints_its_url_and_serves() -> None:
+    with program("--profile", "0.3.64", "--no-previews") as (url, process):
+        assert (await fetched(f"{url}/system_stats"))["system"]["comfyui_version"] == "0.3.64"
+        process.terminate()
+        assert process.wait() == 0
+
+
+async def test_a_killed_program_comes_back_on_its_port_with_its_outputs_alone(tmp_path: Path) -> None:
+    graph = picture()
+    graph["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    async with aiohttp.ClientSession() as session:
+        with program("--root", str(tmp_path)) as (url, process):
+            async with session.ws_connect(f"{url}/ws?clientId=me") as ws:
+                async with session.post(f"{url}/prompt", json={"prompt": graph, "client_id": "me"}) as answer:
+                    assert (await answer.json())["number"] == 0
+                await heard(ws)
+                process.kill()
+                assert process.wait() == -signal.SIGKILL
+                assert (await ws.receive()).type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
+        assert len(list((tmp_path / "temp").iterdir())) == 1
+        with program("--root", str(tmp_path), "--port", url.rpartition(":")[2]) as (again, _):
+            assert again == url
+            assert await fetched(f"{url}/history") == {}
+            async with session.get(f"{url}/view?filename=pic_00001_.png") as answer:
+                assert answer.status == 200
+    assert list((tmp_path / "temp").iterdir()) == []
 
 
 def test_its_options_are_those_of_the_class() -> None:

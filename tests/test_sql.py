@@ -159,6 +159,10 @@ WRONG = {
     "workflow_runs_outcome_check": "UPDATE workflow_runs SET outcome = '1'",
     "workflow_runs_execution_seconds_check": "UPDATE workflow_runs SET execution_seconds = -1",
     "workflow_runs_finished_at_belongs_to_an_end": "UPDATE workflow_runs SET finished_at = now()",
+    "workflow_runs_attempt_counts_from_one": "UPDATE workflow_runs SET attempt = 0",
+    "run_workers_worker_check": (
+        "INSERT INTO run_workers (worker, host, pid, alive_until) VALUES ('', 'h', 1, now())"
+    ),
     "workflow_runs_success_has_no_error": "UPDATE workflow_runs SET state = 'succeeded', error = '{}'",
     "run_events_kind_check": "INSERT INTO run_events (prompt_id, kind) VALUES ('a', '')",
     "run_events_detail_check": "INSERT INTO run_events (prompt_id, kind, detail) VALUES ('a', 'x', '[]')",
@@ -207,6 +211,22 @@ def test_an_event_belongs_to_a_run_and_goes_with_it(database: str) -> None:
         "SELECT count(*) FROM run_events",
     )
     assert (told[3], told[5]) == ([("b",)], [(0,)])
+
+
+def test_a_job_is_replaced_once_and_by_a_job_that_is_there(database: str) -> None:
+    again = "INSERT INTO workflow_runs (prompt_id, server, replaces) VALUES"
+    with pytest.raises(asyncpg.ForeignKeyViolationError):
+        execute(database, f"{again} ('b', 's', 'a')")
+    with pytest.raises(asyncpg.UniqueViolationError, match="workflow_runs_replaced_once"):
+        execute(database, ADD_RUN, f"{again} ('b', 's', 'a')", f"{again} ('c', 's', 'a')")
+    told = execute(
+        database,
+        "UPDATE workflow_runs SET prompt_id = 'renamed' WHERE prompt_id = 'a'",
+        "SELECT replaces FROM workflow_runs WHERE prompt_id = 'b'",
+        "DELETE FROM workflow_runs WHERE prompt_id = 'renamed'",
+        "SELECT replaces FROM workflow_runs WHERE prompt_id = 'b'",
+    )
+    assert (told[1], told[3]) == ([("renamed",)], [(None,)])
 
 
 # --- views --------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from comfyflow import (
     Workflow,
 )
 from comfyflow.postgres import PostgresStore
-from comfyflow.store import Added, Advanced, ending
+from comfyflow.store import Added, Advanced, Alive, Worker, ending
 
 
 @pytest.fixture(params=["memory", "postgresql"])
@@ -156,3 +157,114 @@ async def test_what_is_written_lazily_can_be_read(store: Store) -> None:
     await store.write(Advanced("a", JobState.RUNNING), JobEvent("a", "started"), lazily=True)
     record = await known(store)
     assert (record.state, [event.kind for event in record.events]) == (JobState.RUNNING, ["started"])
+
+
+# who works on what
+
+
+HERE, MINE, THEIRS = "http://server", Worker("mine", "host", 1), Worker("theirs", "host", 2)
+
+
+def ids(records: list[JobRecord]) -> list[str]:
+    return [record.job.prompt_id for record in records]
+
+
+async def test_jobs_without_an_outcome_are_claimed_oldest_first(store: Store) -> None:
+    for number, prompt_id in enumerate(["d", "c", "b", "a"]):
+        await store.add(job(prompt_id, float(number)))
+    await store.finish(job("c"), DONE)
+    await store.add(replace(job("elsewhere"), server="http://other"))
+    await store.advance("b", JobState.RUNNING)
+    found = await store.claim(MINE, HERE, limit=10)
+    assert [(record.job.prompt_id, record.state) for record in found] == [
+        ("d", JobState.CREATED), ("b", JobState.RUNNING), ("a", JobState.CREATED),
+    ]  # fmt: skip
+    assert ids(await store.claim(MINE, HERE, limit=2, busy=["d"])) == ["b", "a"]
+    assert ids(await store.claim(MINE, HERE, limit=1)) == ["d"]
+    assert await store.take("a", MINE)
+    assert not await store.take("c", MINE)
+    assert not await store.take("unknown", MINE)
+
+
+async def test_what_replaces_a_job_is_found_at_the_end_of_the_chain(store: Store) -> None:
+    await store.add(job("a"))
+    second, third = [
+        replace(job(name), replaces=before, attempt=attempt, key="k", folder="/out")
+        for name, before, attempt in (("b", "a", 2), ("c", "b", 3))
+    ]
+    lost = JobResult("a", JobState.LOST, failure=JobFailure("forgotten"))
+    await store.write(*ending(job("a"), lost), Added(second))
+    await store.add(third)
+    record = await store.successor("a")
+    assert record is not None
+    assert record.job == third
+    assert await store.successor("c") is None
+    assert await store.successor("unknown") is None
+
+
+@pytest.fixture
+async def shared(database: str) -> AsyncIterator[PostgresStore]:
+    async with await PostgresStore.open(database, journal=None) as opened:
+        yield opened
+
+
+async def test_a_worker_holds_its_jobs_until_its_lease_ends_or_it_retires(shared: PostgresStore) -> None:
+    await shared.write(Alive(THEIRS, 30.0), Added(job("a"), THEIRS.id))
+    assert await shared.claim(MINE, HERE, limit=9) == []
+    assert not await shared.take("a", MINE)
+    [held] = await shared.holders(HERE)
+    assert (held.worker, held.jobs, 29.0 < held.left <= 30.0) == (THEIRS, 1, True)
+    assert ids(await shared.claim(MINE, HERE, limit=9, dead=[THEIRS.id])) == ["a"]
+    assert await shared.take("a", THEIRS)  # MINE has never said that it lives
+    await shared.renew(MINE, 30.0)
+    await shared.connections.execute("UPDATE run_workers SET alive_until = now() WHERE worker = 'theirs'")
+    assert [one.left for one in await shared.holders(HERE)] == [0.0]
+    assert ids(await shared.claim(MINE, HERE, limit=9)) == ["a"]
+    assert await shared.claim(THEIRS, HERE, limit=9) == []
+    await shared.retire(MINE)
+    assert ids(await shared.claim(THEIRS, HERE, limit=9)) == ["a"]
+
+
+async def test_a_job_that_is_added_again_stays_with_its_first_worker(shared: PostgresStore) -> None:
+    mine = job("a")
+    await shared.write(Alive(THEIRS, 30.0), Added(mine, THEIRS.id))
+    await shared.write(Alive(MINE, 30.0), Added(mine, MINE.id))
+    assert not await shared.take("a", MINE)
+    await shared.write(Added(job("b")))
+    await shared.write(Added((await known(shared, "b")).job, MINE.id))  # a job that nobody held
+    assert not await shared.take("b", THEIRS)
+
+
+async def test_workers_that_died_long_ago_are_forgotten(shared: PostgresStore) -> None:
+    await shared.renew(THEIRS, 30.0)
+    await shared.connections.execute("UPDATE run_workers SET alive_until = now() - interval '2 days'")
+    await shared.renew(MINE, 30.0)
+    assert [row[0] for row in await shared.connections.fetch("SELECT worker FROM run_workers")] == ["mine"]
+
+
+async def test_of_many_who_claim_at_once_each_job_goes_to_one(shared: PostgresStore, database: str) -> None:
+    mine = [job(f"{number:03}") for number in range(100)]
+    await shared.write(*map(Added, mine))
+    taken: list[str] = []
+
+    async def claimer(store: PostgresStore, number: int) -> None:
+        worker = Worker(f"w{number}", "host", number)
+        await store.renew(worker, 30.0)
+        while found := await store.claim(worker, HERE, limit=3, busy=[*taken]):
+            taken.extend(ids(found))
+
+    async with await PostgresStore.open(database, journal=None) as other:
+        await asyncio.gather(*(claimer(one, place) for place, one in enumerate([shared, other] * 5)))
+    assert sorted(taken) == [one.prompt_id for one in mine]
+
+
+@pytest.mark.parametrize("later", ["0", "z"])
+async def test_a_job_is_replaced_once_whatever_the_order_of_the_ids(
+    shared: PostgresStore, later: str
+) -> None:
+    await shared.add(job("a"))
+    lost = JobResult("a", JobState.LOST, failure=JobFailure("forgotten"))
+    await shared.write(*ending(job("a"), lost), Added(replace(job(later), replaces="a", attempt=2)))
+    with pytest.raises(StoreError):
+        await shared.write(Added(replace(job("second"), replaces="a", attempt=2)))
+    assert await shared.get("second") is None

@@ -5,17 +5,28 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from comfyflow import events as e
 from comfyflow import protocol
-from comfyflow.models import JobFailure, JobResult, JobState, OutputFile, OutputText, PollSchedule, Preview
+from comfyflow.models import (
+    JobFailure,
+    JobResult,
+    JobState,
+    JobView,
+    OutputFile,
+    OutputText,
+    PollSchedule,
+    Preview,
+)
 from comfyflow.tracker import ABSENCES, CLIMBS, GRACE, RETRY_CEILING, RETRY_FIRST, Tracker
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -205,6 +216,147 @@ def test_any_order_repetition_and_loss_ends_in_what_the_history_says(
     assert ranks == sorted(ranks)
     job.feed(e.Recorded("j", end), 99.0)
     assert (job.state, job.result) == (end.state, end)
+
+
+# --- whatever happens, in any order ------------------------------------------------------------------------
+
+TOLD = [event for event in SAMPLES.values() if not isinstance(event, e.Accepted)]
+SECONDS = st.floats(0.0, 30.0)
+
+
+class Life(RuleBasedStateMachine):
+    """A job between a socket that tells, repeats and forgets, looks that answer or fail, and a caller with a
+    clock. The machine keeps its own, simpler book of what must be true."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.job = Tracker("j", POLL, TITLES)
+        self.now = 0.0
+        self.rank = self.job.state.rank
+        self.absences = 0  # looks in a row that found it nowhere, nothing heard in between
+        self.announced: e.Announced | None = None
+        self.end: JobView | None = None
+
+    @rule(seconds=SECONDS)
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(number=st.integers(-3, 9))
+    def accept(self, number: int) -> None:
+        self._feed(e.Accepted("j", number))
+
+    @rule(event=st.sampled_from(TOLD))
+    def tell(self, event: e.JobEvent) -> None:
+        self._feed(event)
+
+    @rule(state=st.sampled_from([JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]))
+    def announce(self, state: JobState) -> None:
+        self._feed(e.Announced("j", state, at=self.now))
+
+    @rule(number=st.none() | st.integers(0, 9), ahead=st.none() | st.integers(0, 9))
+    def look_finds_it_waiting(self, number: int | None, ahead: int | None) -> None:
+        self._feed(e.SeenPending("j", number, ahead))
+
+    @rule()
+    def look_finds_it_nowhere(self) -> None:
+        before = self.job.result
+        self.job.feed(e.Absent("j"), self.now)
+        if before is None:
+            self.absences += 1
+            self._judge_absence()
+
+    @rule(state=st.sampled_from([JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]))
+    def look_finds_its_end(self, state: JobState) -> None:
+        result = JobResult("j", state, (FILE,))
+        news = self.job.feed(e.Recorded("j", result), self.now)
+        assert news == (self.end is None)
+        if news:
+            assert self.job.result is result
+            self._ended()
+
+    @precondition(lambda self: self.job.due() is not None)
+    @rule(seconds=SECONDS)
+    def look_fails(self, seconds: float) -> None:
+        self.job.put_off(self.now + seconds)
+        assert self.job.due() == self.now + seconds
+
+    @rule(seconds=SECONDS)
+    def want_a_look(self, seconds: float) -> None:
+        before = self.job.due()
+        self.job.look_at(self.now + seconds)
+        wanted = self.now + seconds if before is None else min(before, self.now + seconds)
+        assert self.job.due() == (wanted if self.end is None else None)
+
+    @precondition(lambda self: self.end is None)
+    @rule()
+    def stop(self) -> None:
+        self.job.stop(self.now)
+        assert (self.job.due() or 0.0) <= self.now
+
+    @rule(remaining=st.integers(0, 9))
+    def count(self, remaining: int) -> None:
+        before = self.job.ahead
+        news = self.job.at_most(remaining)
+        assert not news or before is None or (self.job.ahead or 0) < before + 1
+
+    @invariant()
+    def state_only_climbs(self) -> None:
+        assert self.job.state.rank >= self.rank
+        self.rank = self.job.state.rank
+
+    @invariant()
+    def nothing_changes_after_the_end(self) -> None:
+        assert (self.end is not None) == (self.job.result is not None) == self.job.state.terminal
+        assert self.end is None or self.job.view() == self.end
+
+    @invariant()
+    def nobody_waits_for_ever(self) -> None:
+        """Without a look of its own it has to have a turn among the others: a place in the server's order."""
+        due = self.job.due()
+        assert due is None or math.isfinite(due)
+        unknown = self.absences > 0 or self.job.announced or self.job.stopping
+        assert self.end is not None or not unknown or due is not None
+
+    @invariant()
+    def a_place_in_the_queue_is_none_below_the_first(self) -> None:
+        assert self.job.ahead is None or (self.end is None and self.job.ahead >= 0)
+
+    def teardown(self) -> None:
+        """From here on only looks, each when it is due or at its turn, and they find nothing any more."""
+        for _ in range(ABSENCES + 1):
+            if self.end is None:
+                self.now = max(self.now, self.job.due() or self.now)
+                self.look_finds_it_nowhere()
+        assert self.end is not None
+
+    def _feed(self, event: e.JobEvent) -> None:
+        news = self.job.feed(event, self.now)
+        assert news == (self.end is None)
+        if news:
+            self.absences = 0
+            self.announced = self.announced or (event if isinstance(event, e.Announced) else None)
+            assert self.job.state.rank >= CLIMBS[type(event)].rank
+
+    def _judge_absence(self) -> None:
+        if self.absences < ABSENCES:
+            assert self.job.result is None
+            return
+        result = self.job.result
+        assert result is not None
+        if self.announced is not None:
+            assert (result.state, result.source) == (self.announced.state, "events")
+        else:
+            assert result.state is (JobState.CANCELLED if self.job.stopping else JobState.LOST)
+        self._ended()
+
+    def _ended(self) -> None:
+        self.end = self.job.view()
+        assert self.end.result is self.job.result
+        assert self.job.due() is None
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 
 
 # --- every recording, played to its end -------------------------------------------------------------------

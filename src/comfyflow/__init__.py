@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         JobFailed,
         JobLost,
         JobTimeout,
+        KeyConflict,
         NotSupported,
         OutputUnavailable,
         PostgresMissing,
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
     )
     from .journal import Journal
     from .models import (
+        Ambiguous,
         JobFailure,
         JobResult,
         JobState,
         JobView,
         MediaKind,
+        OnLost,
         OutputFile,
         OutputText,
         PollSchedule,
@@ -50,12 +53,13 @@ if TYPE_CHECKING:
     )
     from .postgres import PostgresStore
     from .runner import Runner, RunResult
-    from .store import Job, JobEvent, JobRecord, MemoryStore, Store
+    from .store import Holding, Job, JobEvent, JobRecord, MemoryStore, Store, Worker
     from .workflow import Workflow
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Ambiguous",
     "Archive",
     "AssetFilter",
     "BadAnswer",
@@ -63,6 +67,7 @@ __all__ = [
     "ComfyflowError",
     "DownloadError",
     "Embedded",
+    "Holding",
     "Job",
     "JobCancelled",
     "JobError",
@@ -76,9 +81,11 @@ __all__ = [
     "JobTimeout",
     "JobView",
     "Journal",
+    "KeyConflict",
     "MediaKind",
     "MemoryStore",
     "NotSupported",
+    "OnLost",
     "OutputFile",
     "OutputText",
     "OutputUnavailable",
@@ -98,6 +105,7 @@ __all__ = [
     "Timeouts",
     "UploadedFile",
     "UsageError",
+    "Worker",
     "Workflow",
     "WorkflowInvalid",
     "WorkflowRejected",
@@ -105,6 +113,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Ambiguous": "models",
     "Archive": "archive",
     "AssetFilter": "archive",
     "BadAnswer": "errors",
@@ -112,6 +121,7 @@ _HOME = {
     "ComfyflowError": "errors",
     "DownloadError": "errors",
     "Embedded": "embedded",
+    "Holding": "store",
     "Job": "store",
     "JobCancelled": "errors",
     "JobError": "errors",
@@ -125,9 +135,11 @@ _HOME = {
     "JobTimeout": "errors",
     "JobView": "models",
     "Journal": "journal",
+    "KeyConflict": "errors",
     "MediaKind": "models",
     "MemoryStore": "store",
     "NotSupported": "errors",
+    "OnLost": "models",
     "OutputFile": "models",
     "OutputText": "models",
     "OutputUnavailable": "errors",
@@ -147,6 +159,7 @@ _HOME = {
     "Timeouts": "models",
     "UploadedFile": "models",
     "UsageError": "errors",
+    "Worker": "store",
     "Workflow": "workflow",
     "WorkflowInvalid": "errors",
     "WorkflowRejected": "errors",

@@ -8,16 +8,21 @@ server's own origin only.
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import io
+import os
 import re
+import socket
 import ssl as tls
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from json import dumps
 from typing import Any, NoReturn, TypeVar
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from . import protocol
@@ -30,6 +35,8 @@ MAX_ANSWER_SIZE = (
     256 * 2**20
 )  # bytes of one JSON answer; a queue of 200 large workflows was measured at 11 MB
 MAX_REDIRECTS = 5
+BLOCK = 65536  # bytes of a request's body that are sent at once
+RESET = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # SO_LINGER: close() drops what was not sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,42 @@ def _total(content_range: str | None) -> int | None:
     return int(found[1]) if found else None
 
 
+class Body(aiohttp.Payload):
+    """The body of a request. `limit`: seconds in which the connection must take some more of it.
+
+    aiohttp counts only the wait for the answer: a connection that is half-open, and takes nothing any more,
+    would hold us up until the system gives up, for 15 minutes on Linux.
+    """
+
+    _value: bytes
+
+    def __init__(self, data: bytes, limit: float | None, content_type: str) -> None:
+        super().__init__(data, content_type=content_type)
+        self._size, self._limit = len(data), limit
+        self._transport: asyncio.Transport | None = None
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """The body as text."""
+        return self._value.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Send it. Raises TimeoutError."""
+        self._transport = getattr(writer, "transport", None)
+        for start in range(0, len(self._value), BLOCK):
+            async with asyncio.timeout(self._limit):
+                await writer.write(self._value[start : start + BLOCK])
+
+    def take_back(self) -> None:
+        """Nobody waits for the answer any more, so what the system still holds of the request must not arrive
+        later, when a network is back or a server wakes up: the connection is reset instead of closed."""
+        if self._transport is None:
+            return
+        here = self._transport.get_extra_info("socket")
+        if here is not None and here.fileno() != -1:
+            here.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self._transport.abort()
+
+
 class Api:
     """The routes of one server. Owns its HTTP session unless one is given; `close` it in any case."""
 
@@ -124,6 +167,7 @@ class Api:
         ssl: tls.SSLContext | None = None,
     ) -> None:
         self.server = server
+        self._patience = timeouts.answer
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=timeouts.connect, sock_read=timeouts.answer
         )
@@ -243,7 +287,7 @@ class Api:
         """POST /free: done after the running job."""
         await self._send("POST", "/free", json={"unload_models": unload_models, "free_memory": free_memory})
 
-    async def upload(self, data: bytes | io.IOBase, name: str, fields: Mapping[str, str]) -> UploadedFile:
+    async def upload(self, data: bytes, name: str, fields: Mapping[str, str]) -> UploadedFile:
         """POST /upload/image. The name that comes back counts: the server renames instead of overwriting
         [19]."""
         form = aiohttp.FormData(
@@ -251,7 +295,8 @@ class Api:
         )  # percent-encoded names would stay so on the server's disk
         for key, value in fields.items():
             form.add_field(key, value)
-        form.add_field("image", data, filename=name, content_type="application/octet-stream")
+        file = Body(data, self._patience, "application/octet-stream")
+        form.add_field("image", file, filename=name)
         _, body = await self._send("POST", "/upload/image", data=form)
         found = self._read("POST", self.server.url("/upload/image"), 200, body, protocol.parse_upload)
         return UploadedFile(*found)
@@ -304,10 +349,13 @@ class Api:
     async def _send(
         self, method: str, route: str, *, json: Any = None, data: Any = None, accept: tuple[int, ...] = (200,)
     ) -> tuple[int, bytes]:
-        async with self._open(method, route, json=json, data=data) as answer:
+        async with self._open(method, route, data=self._encoded(json) if data is None else data) as answer:
             if answer.status not in accept:
                 await _refuse(answer)
             return answer.status, await _body(answer)
+
+    def _encoded(self, value: Any) -> Body | None:
+        return None if value is None else Body(dumps(value).encode(), self._patience, "application/json")
 
     @staticmethod
     def _read(method: str, url: URL, status: int, body: bytes, parse: Callable[[bytes], T]) -> T:
@@ -323,30 +371,28 @@ class Api:
         route: str,
         *,
         query: Mapping[str, str] | None = None,
-        json: Any = None,
         data: Any = None,
         extra: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         url = self.server.url(route, **(query or {}))
         files = route == "/view"
-        answer = await self._request(method, url, json=json, data=data, extra=extra or {}, files=files)
+        answer = await self._request(method, url, data=data, extra=extra or {}, files=files)
         try:
             yield answer
         finally:
             answer.release()
 
     async def _request(
-        self, method: str, url: URL, *, json: Any, data: Any, extra: Mapping[str, str], files: bool
+        self, method: str, url: URL, *, data: Any, extra: Mapping[str, str], files: bool
     ) -> aiohttp.ClientResponse:
         at_home = True
         for _ in range(MAX_REDIRECTS + 1):
             session = self._session if at_home else self._abroad()
             headers = {**self.server.headers, **extra} if at_home else extra
-            with _translated(method, url):
+            with _translated(method, url), _taken_back(data):
                 answer = await session.request(
                     method,
                     url,
-                    json=json,
                     data=data,
                     headers=headers,
                     timeout=self._timeout,
@@ -475,6 +521,16 @@ class _translated:
             f"{origin} does not answer ({_cause(error)}): is ComfyUI running there?",
             method=self._method, url=_shown(self._url), sent=self._sent or not never,
         ) from error  # fmt: skip
+
+
+@contextmanager
+def _taken_back(data: Any) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if isinstance(data, Body):
+            data.take_back()
+        raise
 
 
 _CAUSES: tuple[tuple[type[BaseException], str], ...] = (  # the first that fits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from .api import Api
-from .errors import NotSupported
+from .errors import NotSupported, UsageError
 
 TARGETED_SINCE = (
     0,
@@ -20,6 +20,8 @@ async def ask_to_end(api: Api, prompt_id: str, *, force: bool = False) -> None:
     Raises NotSupported when the job runs on a server that would interrupt whatever runs at that moment; with
     `force` that is done all the same, right after a look that saw this job running.
     """
+    if not prompt_id:  # to /interrupt that means whatever runs
+        raise UsageError("there is no job without a prompt id")
     if await api.cancel_job(prompt_id) is not None:
         return
     await api.dequeue(prompt_id)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import ssl as tls
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import aiohttp
 import anyio
@@ -19,8 +22,11 @@ from . import events as e
 from .api import Api, Server
 from .cancel import ask_to_end
 from .errors import (
+    BadAnswer,
     DownloadError,
     JobTimeout,
+    KeyConflict,
+    NotSupported,
     ServerError,
     ServerUnreachable,
     UsageError,
@@ -31,6 +37,7 @@ from .follow import Follower
 from .link import Link
 from .look import Looker
 from .models import (
+    Ambiguous,
     JobResult,
     JobState,
     JobView,
@@ -42,11 +49,12 @@ from .models import (
     UploadedFile,
 )
 from .shield import to_the_end
-from .submit import send_once
+from .submit import key_id, send_once
 from .tracker import ABSENCES, Tracker
 from .workflow import Workflow
 
 ASK_EVERY = 1.0  # s between requests to end a job: a server forgets one that comes right before the start
+ASKS = 20  # in a row that a server may fail to answer
 TAKING_BACK = 10.0  # s for ending a job of which only a part would run
 CLOSING = 10.0  # s for closing; it takes one at most, unless something hangs
 TITLE_SETS = 64  # distinct sets of node titles that are shared between jobs
@@ -60,6 +68,7 @@ class ComfyClient:
     bearer token) go with every request and with the socket, and to no other origin. `session` is used, not
     closed. With `websocket=False` jobs are followed by looks alone. `timeout` holds the budgets and `poll`
     says when to look, in seconds. `previews` keeps the pictures that the server sends while a job runs.
+    `ambiguous` decides about a job of which nobody can tell whether the server has read it.
 
     Raises UsageError when `url` is no address.
     """
@@ -77,6 +86,7 @@ class ComfyClient:
         session: aiohttp.ClientSession | None = None,
         ssl: tls.SSLContext | None = None,
         previews: bool = False,
+        ambiguous: Ambiguous = Ambiguous.WAIT,
     ) -> None:
         try:
             self.server = Server.at(url, headers, api_key)
@@ -88,6 +98,8 @@ class ComfyClient:
         self._api = Api(self.server, timeout, session=session, ssl=ssl)
         self._looker = Looker(self._api)
         self._follower: Follower | None = None
+        self._ambiguous = ambiguous
+        self._sending: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._answered = False  # it has been seen to be a ComfyUI
         self._found: Path | None = None  # the folder that took a file last
         self._titles: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
@@ -120,6 +132,8 @@ class ComfyClient:
         workflow: Workflow | Mapping[str, Any],
         *,
         prompt_id: str | None = None,
+        idempotency_key: str | None = None,
+        maybe_sent: bool = False,
         front: bool = False,
         number: float | None = None,
         extra_data: Mapping[str, Any] | None = None,
@@ -127,22 +141,38 @@ class ComfyClient:
     ) -> str:
         """Queue a workflow (API format) and return its prompt id.
 
+        With an `idempotency_key` the server is looked at first: a job of this key that it still remembers is
+        not sent again, and its id returned; KeyConflict is raised when that is another workflow. `maybe_sent`
+        tells that an earlier program may have sent this `prompt_id`: it is searched for before it is sent.
         The id is ours (`prompt_id`, a lowercase UUID, or a new one), except on servers before 0.3.45, which
         make their own. `number` is the priority, lowest first; `front` goes before everything. `extra_data`
         comes back in the history. A server may accept a workflow of which it will run only a part; that is an
         error unless `allow_partial`, and the job is taken back.
 
-        Raises WorkflowInvalid, WorkflowRejected, ServerUnreachable, BadAnswer. A request without an answer is
-        never repeated blindly. Cancelling leaves open whether the server has taken the job.
+        Raises WorkflowInvalid, WorkflowRejected, KeyConflict, ServerUnreachable, BadAnswer, and NotSupported
+        for a key on such an old server. A request without an answer is never repeated blindly. Cancelling
+        leaves open whether the server has taken the job.
         """
         graph = Workflow.load(workflow)
+        if idempotency_key is not None:
+            if prompt_id is not None:
+                raise UsageError("a prompt_id and an idempotency_key exclude each other: give one of them")
+            prompt_id = key_id(idempotency_key)
+            extra_data = {protocol.EXTRA: {"digest": graph.digest}, **(extra_data or {})}
         job = prompt_id or str(uuid4())
         body: dict[str, Any] = {"prompt": graph.nodes, "prompt_id": job, "client_id": self.client_id}
         body |= {"front": True} if front else {}
         body |= {} if number is None else {"number": number}
         body |= {} if extra_data is None else {"extra_data": dict(extra_data)}
-        submission = await self._send(body, self._shared_titles(graph))
-        if submission.node_errors and not allow_partial:
+        async with self._alone(job):
+            if idempotency_key is not None and await self._is_there(job, graph, idempotency_key):
+                return job
+            submission = await self._send(body, self._shared_titles(graph), maybe_sent=maybe_sent)
+        if allow_partial:
+            return submission.prompt_id
+        if not submission.answered:
+            submission = replace(submission, node_errors=await self._left_out(submission.prompt_id))
+        if submission.node_errors:
             await self._take_back(submission)
         return submission.prompt_id
 
@@ -197,17 +227,23 @@ class ComfyClient:
 
         True when it ended as cancelled; False when it had ended before, or ran to its end all the same (a
         node that never looks at the interrupt flag does so). Asked again every second, because a server can
-        miss it. Never touches another job: raises NotSupported on servers that cannot do that, unless
-        `force`.
+        miss it, or be away for a moment. Never touches another job: raises NotSupported on servers that
+        cannot do that, unless `force`; other ServerErrors when it cannot be asked. Cancelling leaves open
+        whether the job ends.
         """
         follower = self._following()
         deadline = float("inf") if timeout is None else anyio.current_time() + timeout
         event = await self._looker.look(prompt_id)
         if isinstance(event, e.Absent | e.Recorded):
             return False
+        unheard = 0
         with follower.holding(prompt_id):
             while (tracker := follower.attach(prompt_id)).result is None:
-                await self._ask_once(tracker, deadline, force=force)
+                error = await self._ask(tracker, force=force)
+                unheard = 0 if error is None else unheard + 1
+                if error is not None and unheard == ASKS:
+                    raise error
+                await self._wait_a_while(tracker, deadline)
         return tracker.state is JobState.CANCELLED
 
     # -- files --
@@ -299,9 +335,20 @@ class ComfyClient:
             ssl=self._ssl,
         )
 
-    async def _ask_once(self, tracker: Tracker, deadline: float, *, force: bool) -> None:
-        """Ask the server to end a job, and give it a while to do so."""
-        await ask_to_end(self._api, tracker.prompt_id, force=force)
+    async def _ask(self, tracker: Tracker, *, force: bool) -> ServerError | None:
+        """Ask the server to end a job. Returns why it may not have heard that; raises what will not pass."""
+        before, tracker.stopping = tracker.stopping, True  # it may be gone before the answer is here
+        try:
+            await ask_to_end(self._api, tracker.prompt_id, force=force)
+        except ServerError as error:
+            if isinstance(error, ServerUnreachable) or (isinstance(error, BadAnswer) and error.status >= 500):
+                return error
+            tracker.stopping = before
+            raise
+        return None
+
+    async def _wait_a_while(self, tracker: Tracker, deadline: float) -> None:
+        """Give the server time to end a job that it was asked to end."""
         self._following().stopping(tracker)
         again = anyio.current_time() + ASK_EVERY
         try:
@@ -320,7 +367,40 @@ class ComfyClient:
             raise
         self._answered = True
 
-    async def _send(self, body: Mapping[str, Any], titles: Mapping[str, str]) -> Submission:
+    @asynccontextmanager
+    async def _alone(self, prompt_id: str) -> AsyncIterator[None]:
+        """Two tasks do not send one id at the same time."""
+        lock = self._sending.setdefault(prompt_id, asyncio.Lock())
+        async with lock:
+            yield
+
+    async def _is_there(self, prompt_id: str, graph: Workflow, key: str) -> bool:
+        """Whether the server remembers the job of a key. Raises KeyConflict, NotSupported, ServerError."""
+        try:
+            event = await self._looker.look(prompt_id)
+            if isinstance(event, e.Absent):
+                await self._require_ids()
+                return False
+            sent = await self._api.sent(prompt_id)
+        except ServerUnreachable as error:
+            error.sent = False  # that was only a look
+            raise
+        if sent is not None and sent.digest not in (None, graph.digest):
+            text = f"the key {key!r} belongs to job {prompt_id}, which has another workflow"
+            raise KeyConflict(f"{text}: use a new key")
+        return True
+
+    async def _require_ids(self) -> None:
+        if not await self._looker.keeps_ids():
+            raise NotSupported(
+                f"{self.server} makes its own prompt ids (that ended with ComfyUI 0.3.45), so no job is "
+                "found by its key there: update the server, or submit without a key",
+                method="POST", url=str(self.server.url("/prompt")),
+            )  # fmt: skip
+
+    async def _send(
+        self, body: Mapping[str, Any], titles: Mapping[str, str], *, maybe_sent: bool
+    ) -> Submission:
         follower = self._following()
         await follower.connected()
         if not (follower.roster.live or self._answered):
@@ -328,7 +408,9 @@ class ComfyClient:
         tracker = Tracker(body["prompt_id"], self._poll, titles)
         follower.add(tracker)
         try:
-            submission = await send_once(self._api, self._looker, body)
+            submission = await send_once(
+                self._api, self._looker, body, ambiguous=self._ambiguous, maybe_sent=maybe_sent
+            )
         except BaseException:
             follower.forget(tracker.prompt_id)
             raise
@@ -336,9 +418,29 @@ class ComfyClient:
             follower.forget(tracker.prompt_id)
             tracker = Tracker(submission.prompt_id, self._poll, titles)
             follower.add(tracker)
-        counted = submission.answered and not {"front", "number"} & body.keys()
-        follower.accepted(tracker, submission.number, counted=counted)
+        if submission.answered:
+            counted = not {"front", "number"} & body.keys()
+            follower.accepted(tracker, submission.number, counted=counted)
+        else:
+            follower.found(tracker, submission.number)
         return submission
+
+    async def _left_out(self, prompt_id: str) -> dict[str, Any]:
+        """The output nodes that the server will not run of a job whose answer was lost, which alone names
+        them; without the reasons. Empty when that cannot be found out."""
+        with suppress(ServerError):
+            sent = await self._api.sent(prompt_id)
+            if sent is None or sent.outputs is None:
+                return {}
+            others = {key: node for key, node in sent.graph.items() if key not in sent.outputs}
+            kinds = {key: str(node.get("class_type")) for key, node in others.items()}
+            ends = {kind for kind in set(kinds.values()) if await self._is_output(kind)}
+            return {key: {"class_type": kind, "errors": []} for key, kind in kinds.items() if kind in ends}
+        return {}
+
+    async def _is_output(self, node_class: str) -> bool:
+        found = (await self._api.object_info(node_class)).get(node_class)
+        return isinstance(found, dict) and bool(found.get("output_node"))
 
     async def _take_back(self, submission: Submission) -> None:
         """The server would run a part of the workflow only: end that, and say what it would not run."""

@@ -18,6 +18,7 @@ ComfyflowError
 │  └─ StoreUnavailable       it cannot be reached now; later it may
 │     └─ PostgresMissing     there is none on this machine
 └─ UsageError                a flag, a variable or a file name that cannot be used
+   └─ KeyConflict            an idempotency key that belongs to another workflow
 
 The text of an error is one sentence that says what happened and what to do. Errors carry data, nobody has to
 parse text.
@@ -191,3 +192,7 @@ class PostgresMissing(StoreUnavailable):
 
 class UsageError(ComfyflowError):
     """A setting or an argument cannot be used. Nothing was sent."""
+
+
+class KeyConflict(UsageError):
+    """The idempotency key belongs to a job with another workflow."""

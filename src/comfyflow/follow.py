@@ -184,6 +184,11 @@ class Follower:
         self.roster.accepted(tracker, number, self.clock(), counted=counted)
         self._kick()
 
+    def found(self, tracker: Tracker, number: float) -> None:
+        """The server has the job, as a look told: it may have got anywhere since, so look again at once."""
+        tracker.look_at(self.clock())
+        self.accepted(tracker, number, counted=False)
+
     def learn(self, tracker: Tracker, event: JobEvent) -> None:
         """Take in what a look of somebody else found."""
         self.roster.feed(event, self.clock())

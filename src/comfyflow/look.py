@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from . import events as e
 from .api import Api
+from .errors import BadAnswer
 
 
 class Looker:
@@ -13,6 +14,7 @@ class Looker:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._has_jobs: bool | None = None  # None: not yet known
+        self._keeps_ids = False  # False: not yet known, or not so
 
     async def look(self, prompt_id: str, *, ended: bool = False) -> e.JobEvent:
         """Where a job stands: SeenPending, SeenRunning, Recorded, or Absent. Raises ServerError.
@@ -25,6 +27,19 @@ class Looker:
             return recorded
         alive = await self._alive(prompt_id)
         return alive or await self._recorded(prompt_id) or e.Absent(prompt_id)
+
+    async def keeps_ids(self) -> bool:
+        """Whether a job has the id that we gave it. Servers before 0.3.45 make their own, so that not finding
+        it proves nothing there. Raises ServerError."""
+        if not (self._keeps_ids or self._has_jobs):
+            try:
+                await self._api.features()  # it came in the same version
+            except BadAnswer as error:
+                if error.status not in (404, 405):
+                    raise
+                return False
+            self._keeps_ids = True
+        return True
 
     async def _recorded(self, prompt_id: str) -> e.Recorded | None:
         result = await self._api.history(prompt_id)

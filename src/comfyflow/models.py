@@ -40,6 +40,24 @@ TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, J
 _RANKS = {state: min(rank, 5) for rank, state in enumerate(JobState)}
 
 
+class Ambiguous(StrEnum):
+    """What to do about a job of which nobody can tell whether the server has read it.
+
+    Each looks for the job first, and waits while the server does not answer.
+    """
+
+    WAIT = "wait"  # send again only when the server can neither have it nor still be about to read it
+    RESEND = "resend"  # send again also when that cannot be known: maybe twice
+    FAIL = "fail"  # never send again: maybe not at all
+
+
+class OnLost(StrEnum):
+    """What to do about a job that was accepted and that the server has forgotten."""
+
+    FAIL = "fail"
+    RESUBMIT = "resubmit"  # send it again under a new prompt id
+
+
 class MediaKind(StrEnum):
     """What a person would call a file."""
 

@@ -12,14 +12,12 @@ import ctypes
 import errno
 import functools
 import hashlib
-import itertools
 import os
 import queue
 import shutil
 import stat
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -32,10 +30,12 @@ from .errors import DownloadError
 from .media import Damaged, Inspector, MediaInfo
 from .models import OutputFile, SavedFile
 from .names import numbered, safe_name
+from .sweep import hold, part_name
 
 BLOCK_SIZE = 1 << 20  # bytes that go to the disk at once
 BLOCKS = 3  # that may wait for the disk; the reader of the socket waits then
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+_HERE, _RENAME_NOREPLACE = -100, 1  # AT_FDCWD of fcntl.h, linux/fs.h
 DISK_RESERVE = 64 << 20  # bytes that stay free when nobody knows how long the file will be
 FLUSH_EVERY = 8 << 20  # bytes after which the system is asked to write to the disk: fsync finds little to do
 MAX_NUMBER = 9999
@@ -46,9 +46,6 @@ _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 T = TypeVar("T")
-
-# What makes the name of a part its own, without asking the system for random bytes each time.
-_RUN, _parts = uuid.uuid4().hex[:12], itertools.count(1)
 
 
 class Blocks:
@@ -110,7 +107,7 @@ class Part:
         self.folder = Path(os.path.abspath(destination))
         self.size = 0
         self._name = safe_name(output.filename)
-        self._path = self.folder / f".comfyflow-{os.getpid()}-{_RUN}-{next(_parts)}.part"
+        self._path = self.folder / part_name()
         self._lock = threading.Lock()
         self._file: int | None = None
         self._over = False
@@ -178,8 +175,7 @@ class Part:
         if found is None:
             return None
         if self._link_from(found):
-            self._file = os.open(self._path, _READ)
-            for chunk in _blocks(self._file):
+            for chunk in _blocks(self._open()):
                 self._look_at(chunk)
         else:
             for chunk in _blocks_of(found):
@@ -213,9 +209,18 @@ class Part:
         self.size += len(chunk)
 
     def _open(self) -> int:
-        if self._file is None:
-            self._file = os.open(self._path, _CREATE, 0o666)
+        while self._file is None:
+            self._keep(_CREATE)
         return self._file
+
+    def _keep(self, flags: int) -> None:
+        """Open it and show that it is in work; under a new name next time when a sweep was quicker."""
+        file = os.open(self._path, flags, 0o666)
+        if hold(file, self._path):
+            self._file = file
+        else:
+            os.close(file)
+            self._path = self.folder / part_name()
 
     def _flush(self) -> None:
         """Let the system write early what fsync would wait for at the end; notice a disk that fills up."""
@@ -229,7 +234,9 @@ class Part:
 
     def _link_from(self, found: Path) -> bool:
         try:
-            os.link(found, self._path)
+            while self._file is None:
+                os.link(found, self._path)
+                self._keep(_READ)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
@@ -269,8 +276,11 @@ class Part:
         return True
 
     def _moves(self, final: Path) -> bool:
-        """Without hard links (exFAT, some network drives): take the name first, then move onto it."""
+        """Without hard links (exFAT, some network drives): move onto a free name. Where the system cannot do
+        that in one step the name is taken first, by an empty file."""
         try:
+            if _move_if_free(self._path, final):
+                return True
             os.close(os.open(final, _CREATE, 0o666))
         except FileExistsError:
             if not self._is_same(final):
@@ -322,6 +332,27 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     found = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
     if found is not None:
         found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return found
+
+
+def _move_if_free(path: Path, final: Path) -> bool:
+    """Rename in one step, never onto another file. False where the system cannot do that. Raises
+    FileExistsError."""
+    call = _renameat2()
+    if call is None or not call(_HERE, os.fsencode(path), _HERE, os.fsencode(final), _RENAME_NOREPLACE):
+        return call is not None
+    number = ctypes.get_errno()
+    if number == errno.EEXIST:
+        raise FileExistsError(number, os.strerror(number), str(final))
+    return False
+
+
+@functools.cache
+def _renameat2() -> Callable[[int, bytes, int, bytes, int], int] | None:
+    library = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    found = getattr(library, "renameat2", None)  # glibc 2.28, musl 1.2.4
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
     return found
 
 

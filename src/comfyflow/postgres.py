@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
@@ -24,8 +24,21 @@ from .errors import StoreError, StoreUnavailable
 from .journal import Draining, Journal
 from .rows import Batch, Row, batch_of, cleaned, job_of, kept_file, record_of
 from .shield import to_the_end
-from .statements import GET, RENAME, UNFINISHED, statement_for
-from .store import Advanced, Entry, Job, JobEvent, JobRecord, Store
+from .statements import (
+    CLAIM,
+    FORGET,
+    GET,
+    HOLDERS,
+    RENAME,
+    RENEW,
+    RETIRE,
+    SUCCESSOR,
+    TAKE,
+    TURN,
+    UNFINISHED,
+    statement_for,
+)
+from .store import Advanced, Entry, Holding, Job, JobEvent, JobRecord, Store, Worker
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -66,7 +79,9 @@ class _Group:
             return self.batches[0]
         runs = sorted(chain(*(one.runs for one in self.batches)), key=itemgetter("prompt_id"))
         assets = chain(*(one.assets for one in self.batches))
-        return Batch(tuple(runs), tuple(assets), tuple(chain(*(one.events for one in self.batches))))
+        events = chain(*(one.events for one in self.batches))
+        workers = chain(*(one.workers for one in self.batches))
+        return Batch(tuple(runs), tuple(assets), tuple(events), workers=tuple(workers))
 
 
 class PostgresStore(Store):
@@ -350,7 +365,7 @@ class PostgresStore(Store):
         """What comes while statements are under way goes into the next one together."""
         if not self._ready:
             await self._prepare()
-        if not batch.runs:
+        if not batch.runs and not batch.workers:
             return
         group = self._gathering
         if batch.renames:
@@ -504,8 +519,63 @@ class PostgresStore(Store):
         if not rows:
             return None
         (row,) = rows
-        run = {**row, **{name: _json(row[name]) for name in ("graph", "outcome", "error")}}
-        return record_of(run, _json(row["assets"]) or [], _json(row["events"]) or [])
+        return record_of(_decoded(row), _json(row["assets"]) or [], _json(row["events"]) or [])
+
+    # -- who works on what --
+
+    async def renew(self, worker: Worker, seconds: float) -> None:
+        """See Store. Also forgets workers that died long ago."""
+        await self._prepare()
+        row = (worker.id, worker.host, worker.pid, worker.place)
+        await self.connections.execute(RENEW, *row, seconds)
+        await self.connections.execute(FORGET)
+
+    async def retire(self, worker: Worker) -> None:
+        """See Store."""
+        await self.connections.execute(RETIRE, worker.id)
+
+    async def take(self, prompt_id: str, worker: Worker, *, dead: Collection[str] = ()) -> bool:
+        """See Store. What waits in the journal for this database is written first."""
+        await self.settle()
+        return bool(await self._in_turn(TAKE, worker.id, list(dead), cleaned(prompt_id)))
+
+    async def claim(
+        self,
+        worker: Worker,
+        server: str,
+        *,
+        limit: int,
+        busy: Collection[str] = (),
+        dead: Collection[str] = (),
+    ) -> list[JobRecord]:
+        """See Store. What waits in the journal for this database is written first."""
+        await self.settle()
+        rows = await self._in_turn(CLAIM, worker.id, list(dead), server, list(busy), limit)
+        return [record_of(_decoded(row), [], []) for row in rows]
+
+    async def holders(self, server: str) -> list[Holding]:
+        """See Store."""
+        rows = await self.connections.fetch(HOLDERS, server)
+        return [
+            Holding(Worker(row["worker"], row["host"], row["pid"], row["place"]), row["jobs"], row["left"])
+            for row in rows
+        ]
+
+    async def successor(self, prompt_id: str) -> JobRecord | None:
+        """See Store."""
+        await self.settle()
+        rows = await self.connections.fetch(SUCCESSOR, cleaned(prompt_id))
+        return await self.get(rows[0]["prompt_id"]) if rows else None
+
+    async def _in_turn(self, statement: str, *arguments: object) -> list[Any]:
+        """In READ COMMITTED a statement sees what was committed before it began: the lock comes first."""
+
+        async def work(connection: Any) -> list[Any]:
+            async with connection.transaction():
+                await connection.execute(TURN)
+                return list(await connection.fetch(statement, *arguments))
+
+        return await self.connections.run(work)
 
     async def unfinished(self) -> AsyncIterator[Job]:
         """See Store. They are read in pages. Raises StoreError."""
@@ -522,6 +592,10 @@ def _check(wrong: list[Any]) -> None:
         if unknown:
             raise _Refused(f"no job {prompt_id} is recorded: add it first")
         raise _Refused(f"there is already another job {prompt_id}: use a new prompt id")
+
+
+def _decoded(row: Any) -> Row:
+    return {**row, **{name: _json(row[name]) for name in ("graph", "outcome", "error")}}
 
 
 def _json(text: str | None) -> Any:

@@ -412,12 +412,21 @@ def _items(rows: list[_Item]) -> Iterator[QueueItem]:
     return (QueueItem(row.prompt_id, row.number) for row in rows)
 
 
+EXTRA = "comfyflow"  # our own place in extra_data, which comes back in queue and history
+
+
 @dataclass(frozen=True, slots=True)
 class SentPrompt:
-    """What somebody sent, as the server keeps it: the graph, and the client that was named with it."""
+    """What somebody sent, as the server keeps it: the graph, and the client that was named with it.
+
+    `digest` is that of the workflow as we sent it, under an idempotency key: the server rewrites the graph.
+    `outputs` are the ids of the output nodes that it runs: those that were found valid.
+    """
 
     graph: Mapping[str, Any]
     client_id: str = ""
+    digest: str | None = None
+    outputs: tuple[str, ...] | None = None
 
 
 def parse_sent(body: bytes, prompt_id: str) -> SentPrompt | None:
@@ -430,8 +439,11 @@ def parse_sent(body: bytes, prompt_id: str) -> SentPrompt | None:
     queued = [*_rows(found.get("queue_running")), *_rows(found.get("queue_pending"))]
     for row in [_mapping(found.get(prompt_id)).get("prompt"), *queued]:
         match row:
-            case [_, str(known), dict(graph), extra, *_] if known == prompt_id:
-                return SentPrompt(graph, str(_mapping(extra).get("client_id") or ""))
+            case [_, str(known), dict(graph), extra, *rest] if known == prompt_id:
+                more = _mapping(extra)
+                digest = _mapping(more.get(EXTRA)).get("digest")
+                outputs = tuple(map(str, rest[0])) if rest and isinstance(rest[0], list) else None
+                return SentPrompt(graph, str(more.get("client_id") or ""), digest or None, outputs)
     return None
 
 

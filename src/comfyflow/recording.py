@@ -7,7 +7,7 @@ why. What reads raises.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from .postgres import PostgresStore
 from .rows import batch_of
 from .settings import content_limit
 from .shield import to_the_end
-from .store import Entry, Job, JobRecord, MemoryStore, Store
+from .store import Entry, Holding, Job, JobRecord, MemoryStore, Store, Worker
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,38 @@ class Forgiving(Store):
     def unfinished(self) -> AsyncIterator[Job]:
         """See Store."""
         return self.inner.unfinished()
+
+    async def renew(self, worker: Worker, seconds: float) -> None:
+        """See Store."""
+        await self.inner.renew(worker, seconds)
+
+    async def retire(self, worker: Worker) -> None:
+        """See Store."""
+        await self.inner.retire(worker)
+
+    async def take(self, prompt_id: str, worker: Worker, *, dead: Collection[str] = ()) -> bool:
+        """See Store."""
+        return await self.inner.take(prompt_id, worker, dead=dead)
+
+    async def claim(
+        self,
+        worker: Worker,
+        server: str,
+        *,
+        limit: int,
+        busy: Collection[str] = (),
+        dead: Collection[str] = (),
+    ) -> list[JobRecord]:
+        """See Store."""
+        return await self.inner.claim(worker, server, limit=limit, busy=busy, dead=dead)
+
+    async def holders(self, server: str) -> list[Holding]:
+        """See Store."""
+        return await self.inner.holders(server)
+
+    async def successor(self, prompt_id: str) -> JobRecord | None:
+        """See Store."""
+        return await self.inner.successor(prompt_id)
 
     async def close(self) -> None:
         """Write what was held back, and close what has to be closed."""

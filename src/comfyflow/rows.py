@@ -21,12 +21,14 @@ from .store import (
     Accepted,
     Added,
     Advanced,
+    Alive,
     Entry,
     Finished,
     Job,
     JobEvent,
     JobRecord,
     Kept,
+    Worker,
     outcome_id,
 )
 from .traits import Traits, traits
@@ -44,7 +46,7 @@ class Batch:
     """Rows of one transaction: at most one of `runs` for each job, in the order of their ids, so that two
     writers never wait for each other crosswise; `assets` and `events` in the order in which they came.
 
-    `renames` are {"old", "new"} ids, `contents` files whose bytes are to be kept.
+    `renames` are {"old", "new"} ids, `contents` files whose bytes are to be kept, `workers` those who live.
     """
 
     runs: tuple[Row, ...] = ()
@@ -52,6 +54,7 @@ class Batch:
     events: tuple[Row, ...] = ()
     renames: tuple[Row, ...] = ()
     contents: tuple[Row, ...] = ()
+    workers: tuple[Row, ...] = ()
 
     def to_json(self) -> str:
         """One line of JSON that PostgreSQL takes as jsonb: no NUL, no lone surrogate, no NaN."""
@@ -77,7 +80,7 @@ class Batch:
         return any("outcome" in run for run in self.runs)
 
     def __bool__(self) -> bool:
-        return bool(self.runs or self.contents)
+        return bool(self.runs or self.contents or self.workers)
 
 
 def batch_of(entries: Iterable[Entry]) -> Batch:
@@ -91,6 +94,7 @@ def batch_of(entries: Iterable[Entry]) -> Batch:
         tuple(fold.events),
         tuple(fold.renames),
         tuple(fold.contents),
+        tuple(fold.workers),
     )
 
 
@@ -132,7 +136,23 @@ def job_of(run: Row) -> Job:
         workflow = None if run["graph"] is None else Workflow.load(run["graph"])
     except WorkflowInvalid:
         workflow = None
-    return Job(run["prompt_id"], workflow, run["client_id"] or "", run["server"], float(run["created_at"]))
+    return Job(
+        run["prompt_id"],
+        workflow,
+        run["client_id"] or "",
+        run["server"],
+        float(run["created_at"]),
+        key=run.get("key"),
+        replaces=run.get("replaces"),
+        attempt=run.get("attempt") or 1,
+        folder=run.get("folder"),
+    )
+
+
+def worker_row(worker: Worker, seconds: float) -> dict[str, Any]:
+    """The row of run_workers; `seconds` from the moment of writing."""
+    row = {"worker": worker.id, "host": worker.host, "pid": worker.pid, "place": worker.place}
+    return row | {"seconds": seconds}
 
 
 def kept_file(content: Row) -> SavedFile:
@@ -149,11 +169,14 @@ class _Fold:
     events: list[dict[str, Any]] = field(default_factory=list)
     renames: list[dict[str, str]] = field(default_factory=list)
     contents: list[dict[str, Any]] = field(default_factory=list)
+    workers: list[dict[str, Any]] = field(default_factory=list)
 
     def take(self, entry: Entry) -> None:
         match entry:
-            case Added(job):
-                self._add(job)
+            case Alive(worker, seconds):
+                self.workers.append(worker_row(worker, seconds))
+            case Added(job, worker):
+                self._add(job, worker)
             case Accepted(job, prompt_id, at):
                 self._accept(cleaned(job.prompt_id), cleaned(prompt_id), at)
             case Advanced(prompt_id, state, at):
@@ -171,9 +194,13 @@ class _Fold:
         key = cleaned(prompt_id)
         return self.runs.setdefault(key, {"prompt_id": key})
 
-    def _add(self, job: Job) -> None:
+    def _add(self, job: Job, worker: str | None) -> None:
         run = self._run(job.prompt_id)
         run |= {"added": True, "client_id": job.client_id, "server": job.server, "created_at": job.created_at}
+        more = {"worker": worker, "key": job.key, "replaces": job.replaces, "folder": job.folder}
+        run |= {name: value for name, value in more.items() if value is not None}
+        if job.attempt > 1:
+            run["attempt"] = job.attempt
         if job.workflow is not None:
             graph, text = job.workflow.nodes, job.workflow.prompt_text
             run |= {"graph": graph, "digest": job.workflow.digest, "prompt_text": text}

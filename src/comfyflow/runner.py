@@ -8,22 +8,23 @@ import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Iterable,
     Iterator,
     Mapping,
 )
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from math import isinf
+from math import inf, isinf
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self
 from uuid import uuid4
 
 import anyio
+from anyio import to_thread
 
 from . import download
 from .client import ComfyClient
@@ -32,18 +33,26 @@ from .errors import (
     DownloadError,
     JobError,
     JobLost,
+    KeyConflict,
+    OutputUnavailable,
     ServerUnreachable,
     StoreError,
+    UsageError,
     WorkflowInvalid,
+    WorkflowRejected,
     error_of,
 )
-from .models import JobFailure, JobResult, JobState, JobView, SavedFile
+from .lease import Lease
+from .models import JobFailure, JobResult, JobState, JobView, OnLost, SavedFile
+from .several import end, ended, iterated
 from .shield import to_the_end
-from .store import Accepted, Added, Advanced, Job, JobEvent, Kept, Store, ending
+from .store import Accepted, Advanced, Holding, Job, JobEvent, JobRecord, Kept, Store, ending
+from .submit import key_id
+from .sweep import sweep
 from .workflow import Workflow
 
-T = TypeVar("T")
 OnView = Callable[[JobView], None]
+CANCEL = "cancel_requested"  # the kind of an event
 LAST_WORDS = 30.0  # s for writing down an outcome although the caller was cancelled; stores give up sooner
 
 
@@ -71,6 +80,12 @@ class Runner:
     names it and files are taken from there. Paths are recorded relative to `shared`, a folder that others
     mount too, where `output_dir` is inside it, else relative to `output_dir`. `keep_content` puts the bytes
     of files into the store as well. The client and the store are used, not opened or closed.
+
+    A job that the server has accepted and forgotten is lost: an error, or with `on_lost="resubmit"` it is
+    sent again under a new id, up to `resubmits` times. Nobody else's `resume` takes a job of this runner
+    before it has been silent for `lease` seconds; inside `async with` it never is while it lives. With
+    `in_place` files go to the folder that their job was recorded with, where it is there. `on_job` is told
+    of each job before it is sent, and again when the server has taken it: its id may be another one then.
     """
 
     def __init__(
@@ -84,9 +99,18 @@ class Runner:
         allow_partial: bool = False,
         shared: Path | str | None = None,
         keep_content: bool = False,
+        on_lost: OnLost | str = OnLost.FAIL,
+        resubmits: int = 1,
+        lease: float = 30.0,
+        in_place: bool = False,
+        on_job: Callable[[Job], None] | None = None,
     ) -> None:
         self.client, self.store, self.output_dir = client, store, Path(output_dir)
-        self._root = _root(self.output_dir, shared)
+        self._shared, self._in_place = shared, in_place
+        self._made: set[Path] = set()
+        self._on_job = on_job or (lambda job: None)
+        self._resubmits = resubmits if OnLost(on_lost) is OnLost.RESUBMIT else 0
+        self._lease = Lease(store, lease)
         self._keep_content = keep_content
         self._mounted = None if comfyui_output is None else Path(comfyui_output)
         self._allow_partial = allow_partial
@@ -94,25 +118,30 @@ class Runner:
         self._limiter: anyio.CapacityLimiter | None = None
 
     async def __aenter__(self) -> Self:
-        with suppress(OSError):  # where that cannot be done, saving into it says why
-            await anyio.Path(self.output_dir).mkdir(parents=True, exist_ok=True)
         self._limiter = anyio.CapacityLimiter(self._downloads)
+        self._lease.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._limiter = None
+        await self._lease.stop()
 
-    async def submit(self, workflow: Workflow | Mapping[str, Any]) -> Job:
+    async def submit(self, workflow: Workflow | Mapping[str, Any], *, key: str | None = None) -> Job:
         """Record a job, send it, and return it; do not wait. Raises what `submit_workflow` raises, and
         StoreError.
 
-        The record is there before the request leaves. A refused job is recorded as failed.
+        The record is there before the request leaves. A refused job is recorded as failed. With a `key` that
+        the record or the server knows nothing is sent, and the job that is there is returned, ended or not;
+        Raises KeyConflict when that has another graph. One that never came to the server is sent again.
         """
-        job = self._job(Workflow.load(workflow))
-        await self.store.add(job)
-        return await self._send(job)
+        job = self._job(Workflow.load(workflow), key)
+        with self._lease.busy(job.prompt_id):
+            if key is not None:
+                return await self._submit_once(job)
+            await self.store.write(*self._lease.added(job))
+            return await self._send(job)
 
     async def complete(
         self, job: Job, *, on_view: OnView | None = None, timeout: float | None = None
@@ -121,11 +150,18 @@ class Runner:
 
         `on_view` gets each change. After `timeout` seconds JobTimeout is raised and the job goes on; so it
         does when the caller is cancelled. Raises JobError, DownloadError, ServerError, StoreError, each with
-        its `prompt_id`.
+        its `prompt_id`. A file that the server no longer has makes the job a failed one; after any other
+        DownloadError it has no outcome yet, and `resume` tries again. The job of the result is another one
+        where it was sent again.
         """
         started = time.monotonic()
+        record = None if job.key is None else await self._latest(job.prompt_id)
+        if record is not None:
+            job = record.job
+            if (files := await self._ended_before(record)) is not None:
+                return RunResult(job, record.result, files, time.monotonic() - started)
+        job, result = await self._end_of(job, on_view, timeout)
         with _named(job):
-            result = await self._followed(job, on_view, timeout)
             files = await self._save(job, result)
         return RunResult(job, result, files, time.monotonic() - started)
 
@@ -134,10 +170,29 @@ class Runner:
     ) -> JobResult:
         """Like `complete` (`timeout` in seconds), but its files stay on the server: only the outcome is
         recorded."""
+        job, result = await self._end_of(job, on_view, timeout)
         with _named(job):
-            result = await self._followed(job, on_view, timeout)
             await self._record(job, result)
         return result
+
+    async def cancel(self, job: Job | str, *, timeout: float | None = None, force: bool = False) -> bool:
+        """End a job (or a prompt id), wait at most `timeout` seconds for its end, and record that: see
+        `ComfyClient.cancel`.
+
+        What the record does not know stays unrecorded. Raises ServerError, JobTimeout, StoreError.
+        """
+        known = None
+        with suppress(StoreError):
+            known = await self.store.get(job if isinstance(job, str) else job.prompt_id)
+        told = known.job if known is not None else None if isinstance(job, str) else job
+        prompt_id = job if isinstance(job, str) else job.prompt_id
+        if known is not None and known.result is None:
+            await self.store.log(JobEvent(prompt_id, CANCEL))  # whoever follows it must not take it for lost
+        ended = await self.client.cancel(prompt_id, timeout=timeout, force=force)
+        if told is not None and (known is None or known.result is None):
+            sent = known is not None and known.state is not JobState.CREATED
+            await self._record_stop(told, ended=ended, sent=sent)
+        return ended
 
     async def adopt(self, prompt_id: str) -> Job:
         """A job by its id: as the store knows it, else as the server does; it is recorded then.
@@ -152,18 +207,19 @@ class Runner:
         if known is not None and known.job.workflow is not None and known.job.client_id:
             return known.job
         job = await self._told(prompt_id, None if known is None else known.job)
-        await self.store.write(Added(job), Advanced(prompt_id, JobState.SUBMITTED))
+        await self.store.write(*self._lease.added(job), Advanced(prompt_id, JobState.SUBMITTED))
         return job
 
     async def run(
         self,
         workflow: Workflow | Mapping[str, Any],
         *,
+        key: str | None = None,
         on_view: OnView | None = None,
         timeout: float | None = None,
     ) -> RunResult:
         """`submit` and `complete` in one; `timeout` in seconds counts from the acceptance."""
-        return await self.complete(await self.submit(workflow), on_view=on_view, timeout=timeout)
+        return await self.complete(await self.submit(workflow, key=key), on_view=on_view, timeout=timeout)
 
     async def run_many(
         self,
@@ -178,25 +234,48 @@ class Runner:
         does WorkflowInvalid, for an item that is no workflow: `Workflow.load` them first where that may
         happen.
         """
-        source = _iterated(workflows)
+        source = iterated(workflows)
         running: set[asyncio.Task[RunResult]] = set()
         try:
             async for workflow in source:
                 running.add(asyncio.create_task(self._outcome(Workflow.load(workflow))))
-                for result in await _ended(running, leave=concurrency - 1):
+                for result in await ended(running, leave=concurrency - 1):
                     yield result
             while running:
-                for result in await _ended(running, leave=0):
+                for result in await ended(running, leave=0):
                     yield result
         finally:
-            await _end(running)
+            await end(running)
 
-    async def resume(self) -> AsyncGenerator[RunResult, None]:
-        """Finish every job of this server that the store has without an outcome, one after the other: send
-        what the server has never seen, follow and download the rest. A job that was accepted and is gone is
-        lost, not sent again. Jobs of other servers are left to those who work with them."""
-        for job in [job async for job in self.store.unfinished() if self._is_here(job)]:
-            yield await self._guarded(job, self._resumed)
+    async def resume(self, *, concurrency: int = 100) -> AsyncGenerator[RunResult, None]:
+        """Finish every job of this server that the store has without an outcome, `concurrency` at a time, and
+        yield each result as it comes: send what the server has never seen, follow and download the rest.
+
+        Several programs may do so at once: each job is worked on by one. What another living program holds is
+        left to it; whether it lives is waited for, one lease at most. A job that was accepted and is gone is
+        lost, or sent again, as `on_lost` says. One that still has no outcome afterwards (the server is away,
+        the disk full) has an `error` and is left for the next time. Leaving the loop stops following; jobs on
+        the server go on. Raises StoreError when the record cannot be read.
+        """
+        server, tried, free = str(self.client.server), set[str](), True
+        running: set[asyncio.Task[RunResult]] = set()
+        try:
+            while True:
+                room = concurrency - len(running) if free or not running else 0
+                found = await self._lease.claim(server, room, besides=tried) if room else []
+                free = len(found) == room if room else free
+                tried.update(record.job.prompt_id for record in found)
+                running.update(asyncio.create_task(self._resumed(record)) for record in found)
+                if not running and not await self._lease.more(server):
+                    return
+                for result in await ended(running, leave=max(0, len(running) - 1)):
+                    yield result
+        finally:
+            await end(running)
+
+    async def others(self) -> list[Holding]:
+        """Who else works on jobs of this server that have no outcome. Raises StoreError."""
+        return await self._lease.others(str(self.client.server))
 
     # -- inside --
 
@@ -217,26 +296,26 @@ class Runner:
             return Job(prompt_id, workflow, client_id, str(self.client.server), time.time())
         return replace(known, workflow=known.workflow or workflow, client_id=known.client_id or client_id)
 
-    def _job(self, workflow: Workflow) -> Job:
-        client = self.client
-        return Job(str(uuid4()), workflow, client.client_id, str(client.server), time.time())
+    def _job(self, workflow: Workflow, key: str | None = None) -> Job:
+        client, folder = self.client, str(self.output_dir.absolute())
+        prompt_id = str(uuid4()) if key is None else key_id(key)
+        return Job(prompt_id, workflow, client.client_id, str(client.server), time.time(), key, folder=folder)
 
     async def _outcome(self, workflow: Workflow) -> RunResult:
         return await self._guarded(self._job(workflow), self._added)
 
     async def _added(self, job: Job) -> RunResult:
-        await self.store.add(job)
-        return await self._sent(job)
+        with self._lease.busy(job.prompt_id):
+            await self.store.write(*self._lease.added(job))
+            return await self.complete(await self._send(job))
 
-    async def _sent(self, job: Job) -> RunResult:
-        return await self.complete(await self._send(job))
+    async def _resumed(self, record: JobRecord) -> RunResult:
+        unsent = record.state is JobState.CREATED
+        return await self._guarded(record.job, self._sent_late if unsent else self.complete)
 
-    async def _resumed(self, job: Job) -> RunResult:
-        record = await self.store.get(job.prompt_id)
-        unsent = record is not None and record.state is JobState.CREATED
-        if unsent and (await self.client.poll_status(job.prompt_id)).state is JobState.LOST:
-            return await self._sent(job)
-        return await self.complete(job)
+    async def _sent_late(self, job: Job) -> RunResult:
+        with self._lease.busy(job.prompt_id):
+            return await self.complete(await self._send(job, maybe_sent=True, first=False))
 
     async def _guarded(self, job: Job, road: Callable[[Job], Awaitable[RunResult]]) -> RunResult:
         """A job's error as a value, so that one failure does not stop the others."""
@@ -247,28 +326,101 @@ class Runner:
             error.prompt_id = error.prompt_id or job.prompt_id
             return RunResult(job, None, (), time.monotonic() - started, error)
 
-    async def _send(self, job: Job) -> Job:
+    # -- sending --
+
+    async def _submit_once(self, job: Job) -> Job:
+        """The job of a key: whoever writes its row first sends it."""
+        record = await self._of_key(job)
+        if record is not None and _never_ran(record):
+            return await self._replace(record.job)
+        known = record is not None
+        if record is None:
+            await self.store.write(*self._lease.added(job))
+            record = JobRecord(job)
+        if record.state is JobState.CREATED and await self._lease.take(record.job):
+            return await self._send(record.job, maybe_sent=known, first=not known)
+        record = await self._of_key(job) or record
+        self._on_job(record.job)
+        return record.job
+
+    async def _of_key(self, job: Job) -> JobRecord | None:
+        """What is recorded under the key of `job`, or in place of that. Raises KeyConflict."""
+        record = await self._latest(job.prompt_id)
+        there = None if record is None else record.job.workflow
+        if there is not None and job.workflow is not None and there.digest != job.workflow.digest:
+            text = f"the key {job.key!r} belongs to job {job.prompt_id}, which has another workflow"
+            raise KeyConflict(f"{text}: use a new key")
+        return record
+
+    async def _latest(self, prompt_id: str) -> JobRecord | None:
+        """The record of a job, or of what replaced it; None also when it cannot be read."""
+        with suppress(StoreError):
+            return await self.store.successor(prompt_id) or await self.store.get(prompt_id)
+        return None
+
+    async def _send(self, job: Job, *, maybe_sent: bool = False, first: bool = True) -> Job:
+        """`maybe_sent`: somebody may have tried before. Only on the `first` attempt is a server that is away
+        an outcome; else the job is left open for later."""
         if job.workflow is None:
             raise StoreError(f"job {job.prompt_id} cannot be sent: its graph was never recorded")
+        if not await self._lease.holds(job):
+            raise StoreError(f"job {job.prompt_id} is not sent: another program has taken it over meanwhile")
+        key = job.key if job.key is not None and job.prompt_id == key_id(job.key) else None
+        self._on_job(job)
         try:
             prompt_id = await self.client.submit_workflow(
-                job.workflow, prompt_id=job.prompt_id, allow_partial=self._allow_partial
+                job.workflow,
+                prompt_id=None if key else job.prompt_id,
+                idempotency_key=key,  # where the record is away the server is asked for it
+                allow_partial=self._allow_partial,
+                maybe_sent=maybe_sent,
             )
         except ComfyflowError as error:
             error.prompt_id = error.prompt_id or job.prompt_id
-            maybe_queued = isinstance(error, ServerUnreachable) and error.sent
-            if not maybe_queued:
+            unsure = isinstance(error, ServerUnreachable) and error.sent
+            if isinstance(error, WorkflowRejected | UsageError) or (first and not unsure):
                 failure = JobFailure(str(error), exception_type=type(error).__name__)
                 await self._record(job, JobResult(job.prompt_id, JobState.FAILED, failure=failure))
             raise
         told = JobEvent(prompt_id, "submitted", {"server": job.server})
         await self.store.write(Accepted(job, prompt_id), told)
-        return replace(job, prompt_id=prompt_id)
+        accepted = replace(job, prompt_id=prompt_id)
+        self._on_job(accepted)
+        return accepted
+
+    async def _replace(self, job: Job, lost: JobResult | None = None) -> Job:
+        """Send a job again under a new id; its outcome `lost` is written together with the new row."""
+        assert job.workflow is not None
+        new = replace(self._job(job.workflow), key=job.key, replaces=job.prompt_id, attempt=job.attempt + 1)
+        told = JobEvent(job.prompt_id, "resubmitted", {"as": new.prompt_id})
+        with self._lease.busy(new.prompt_id):
+            outcome = () if lost is None else ending(job, lost)
+            with suppress(StoreError):  # somebody else was quicker: then it is not ours
+                await self._to_the_end(job, self.store.write(*outcome, *self._lease.added(new), told))
+            if await self._lease.take(new):
+                return await self._send(new, first=False)
+        later = await self._latest(job.prompt_id)
+        if later is None or later.job.prompt_id == job.prompt_id:
+            raise StoreError(f"job {job.prompt_id} is not sent again: that could not be recorded")
+        return later.job
+
+    # -- following --
+
+    async def _end_of(self, job: Job, on_view: OnView | None, timeout: float | None) -> tuple[Job, JobResult]:
+        """Follow a job, and what it is replaced by, to the end."""
+        budget = self.client.timeout.total if timeout is None else timeout  # as in `ComfyClient.wait`
+        deadline = inf if budget is None else time.monotonic() + budget
+        while True:
+            with _named(job), self._lease.busy(job.prompt_id):
+                try:
+                    left = None if isinf(deadline) else max(0.0, deadline - time.monotonic())
+                    return job, await self._followed(job, on_view, left)
+                except JobLost as lost:
+                    job = await self._after_loss(job, lost)
 
     async def _followed(self, job: Job, on_view: OnView | None, timeout: float | None) -> JobResult:
-        budget = self.client.timeout.total if timeout is None else timeout  # as in `ComfyClient.wait`
         try:
-            with anyio.move_on_after(budget) as spent:
+            with anyio.move_on_after(timeout) as spent:
                 await self._show(job, on_view)
                 return await self.client.wait(job.prompt_id, timeout=_left(spent))
             return await self.client.wait(job.prompt_id, timeout=0)  # raises the error that belongs here
@@ -286,15 +438,36 @@ class Runner:
         with suppress(StoreError):
             record = await self.store.get(job.prompt_id)
         if record is None or record.result is None:
+            if record is not None and any(event.kind == CANCEL for event in record.events):
+                await self._was_cancelled(job)
             if not self._is_here(job):
                 text = f"job {job.prompt_id} was sent to {job.server}, its end is not known here: ask there"
-                raise JobLost(text, view=lost.view) from lost
-            assert lost.view.result is not None
-            await self._record(job, lost.view.result)
+                raise JobLost(text, view=replace(lost.view, result=None)) from lost
             raise lost
-        if (error := error_of(JobView(job.prompt_id, record.state, result=record.result))) is not None:
+        view = JobView(job.prompt_id, record.state, result=record.result)
+        if (error := error_of(view)) is not None:
             raise error
         return record.result
+
+    async def _was_cancelled(self, job: Job) -> NoReturn:
+        """A job that was taken out of the queue is forgotten by the server, but was asked for."""
+        result = JobResult(job.prompt_id, JobState.CANCELLED, source="events")
+        await self._record(job, result)
+        error = error_of(JobView(job.prompt_id, JobState.CANCELLED, result=result))
+        assert error is not None
+        raise error
+
+    async def _after_loss(self, job: Job, lost: JobLost) -> Job:
+        """The job that takes the place of a lost one. Raises `lost` when there is none."""
+        later = await self._latest(job.prompt_id)
+        if later is not None and later.job.prompt_id != job.prompt_id:
+            return later.job
+        result = lost.view.result
+        if result is not None and job.workflow is not None and job.attempt <= self._resubmits:
+            return await self._replace(job, result)
+        if result is not None:
+            await self._record(job, result)
+        raise lost
 
     async def _show(self, job: Job, on_view: OnView | None) -> None:
         """Show each view, and write down that the job runs. Nobody looks: that is all there is to see."""
@@ -314,30 +487,82 @@ class Runner:
         if result.outputs:
             begun = JobEvent(job.prompt_id, "download_started", {"files": len(result.outputs)})
             await self.store.write(Advanced(job.prompt_id, JobState.FINISHING), begun, lazily=True)
+        folder = await self._folder_of(job)
         try:
             files = await download.save_all(
-                self.client.source,
-                result.outputs,
-                self.output_dir,
-                limiter=self._limiter,
-                mounted=self._mounted,
+                self.client.source, result.outputs, folder, limiter=self._limiter, mounted=self._mounted
             )
         except DownloadError as error:
+            self._made.discard(folder)
             await self.store.log(JobEvent(job.prompt_id, "download_failed", {"reason": str(error)}))
+            if isinstance(error, OutputUnavailable):  # nobody will ever have it again
+                failure = JobFailure(str(error), error.output.node_id, exception_type=type(error).__name__)
+                await self._record(job, replace(result, state=JobState.FAILED, failure=failure))
             raise
         await self._record(job, result, tuple(files))
         return tuple(files)
 
+    async def _folder_of(self, job: Job) -> Path:
+        """Where its files go; made, and rid of what killed programs left, before the first one comes. Where
+        that cannot be done saving into it says why."""
+        folder = self.output_dir
+        if self._in_place and job.folder is not None and await anyio.Path(job.folder).is_dir():
+            folder = Path(job.folder)
+        if folder not in self._made:
+            with suppress(OSError):
+                await anyio.Path(folder).mkdir(parents=True, exist_ok=True)
+            await to_thread.run_sync(sweep, folder)
+            self._made.add(folder)
+        return folder
+
+    async def _ended_before(self, record: JobRecord) -> tuple[SavedFile, ...] | None:
+        """The files of a job that has an outcome, if they are all still here. Raises its error."""
+        result, files = record.result, record.files
+        if result is None or record.state is JobState.LOST:
+            return None
+        if (error := error_of(JobView(record.job.prompt_id, record.state, result=result))) is not None:
+            raise error
+        here = len(files) == len(result.outputs) and await to_thread.run_sync(_are_here, files)
+        return files if here else None
+
+    # -- recording --
+
     async def _record(self, job: Job, result: JobResult, files: tuple[SavedFile, ...] = ()) -> None:
         """The outcome is written even when the caller has just been cancelled."""
-        written = self.store.write(*ending(job, result, files, root=self._root))
+        root = _root(await self._folder_of(job), self._shared) if files else None
+        await self._to_the_end(job, self.store.write(*ending(job, result, files, root=root)))
+        if self._keep_content and files:
+            await self.store.write(*map(Kept, files))
+
+    async def _record_stop(self, job: Job, *, ended: bool, sent: bool) -> None:
+        """Write down how a job ended that was asked to. One that never came to the server must not be sent
+        later on; one that was taken out of the queue is forgotten by the server."""
+        view = await self.client.poll_status(job.prompt_id)
+        result = view.result
+        if view.state is JobState.LOST and (ended or not sent):
+            failure = None if ended else JobFailure("it was stopped before the server had it")
+            result = JobResult(job.prompt_id, JobState.CANCELLED, failure=failure, source="events")
+        if result is not None and (ended or result.state is not JobState.SUCCEEDED):
+            await self._record(job, result)
+
+    async def _to_the_end(self, job: Job, writing: Coroutine[Any, Any, None]) -> None:
         try:
-            await to_the_end(written, LAST_WORDS)
+            await to_the_end(writing, LAST_WORDS)
         except TimeoutError as error:
             text = f"the outcome of job {job.prompt_id} could not be recorded in {LAST_WORDS:g} s"
             raise StoreError(text) from error
-        if self._keep_content and files:
-            await self.store.write(*map(Kept, files))
+
+
+def _never_ran(record: JobRecord) -> bool:
+    """Whether a job ended without ever having come to the server."""
+    return record.state is JobState.FAILED and all(event.kind != "submitted" for event in record.events)
+
+
+def _are_here(files: Iterable[SavedFile]) -> bool:
+    try:
+        return all(file.path.stat().st_size == file.size for file in files)
+    except OSError:
+        return False
 
 
 def _root(output_dir: Path, shared: Path | str | None) -> Path:
@@ -357,30 +582,5 @@ def _named(job: Job) -> Iterator[None]:
     try:
         yield
     except ComfyflowError as error:
-        error.prompt_id = job.prompt_id
+        error.prompt_id = error.prompt_id or job.prompt_id
         raise
-
-
-async def _iterated(source: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
-    if isinstance(source, AsyncIterable):
-        async for item in source:
-            yield item
-    else:
-        for item in source:
-            yield item
-
-
-async def _ended(tasks: set[asyncio.Task[RunResult]], *, leave: int) -> list[RunResult]:
-    """Wait until no more than `leave` tasks are left at work, and take out those that have ended."""
-    if len(tasks) <= leave:
-        return []
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    tasks -= done
-    return [task.result() for task in done]
-
-
-async def _end(tasks: set[asyncio.Task[RunResult]]) -> None:
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)

@@ -22,7 +22,8 @@ WITH runs AS MATERIALIZED ( -- beside each row what is known of it, locked
     FROM jsonb_to_recordset($1::jsonb -> 'runs') AS run (
         prompt_id text, added boolean, client_id text, server text, state text, graph jsonb, digest text,
         prompt_text text, error jsonb, outcome jsonb, execution_seconds float8, created_at float8,
-        submitted_at float8, started_at float8, finished_at float8
+        submitted_at float8, started_at float8, finished_at float8, key text, worker text, replaces text,
+        attempt integer, folder text
     ) LEFT JOIN LATERAL (
         SELECT prompt_id, server, state, digest, finished_at FROM workflow_runs AS w
         WHERE w.prompt_id = run.prompt_id
@@ -53,6 +54,17 @@ _FORWARD = """
             THEN coalesce(w.execution_seconds, new.execution_seconds) ELSE w.execution_seconds END
 """
 
+_FIRST = """
+        key = coalesce(w.key, new.key),
+        worker = coalesce(w.worker, new.worker),
+        replaces = coalesce(w.replaces, new.replaces),
+        folder = coalesce(w.folder, new.folder),"""
+
+_SOMETHING_FIRST = """num_nulls(w.key, w.worker, w.replaces, w.folder) > num_nulls(
+        coalesce(w.key, new.key), coalesce(w.worker, new.worker), coalesce(w.replaces, new.replaces),
+        coalesce(w.folder, new.folder)
+    )"""
+
 _SOMETHING_NEW = """(
         comfyflow_state_rank(new.state) > comfyflow_state_rank(w.state)
         OR (w.outcome IS NULL AND new.outcome IS NOT NULL AND w.state = new.state)
@@ -66,15 +78,16 @@ _SOMETHING_NEW = """(
 _ANY = f""", written AS (
     INSERT INTO workflow_runs AS w (
         prompt_id, client_id, server, state, graph, digest, prompt_text, error, outcome, execution_seconds,
-        created_at, submitted_at, started_at, finished_at
+        created_at, submitted_at, started_at, finished_at, key, worker, replaces, attempt, folder
     )
     SELECT
         prompt_id, client_id, coalesce(known_server, server), state, graph, digest, prompt_text, error,
         outcome, execution_seconds, coalesce(to_timestamp(created_at), now()), to_timestamp(submitted_at),
-        to_timestamp(started_at), to_timestamp(finished_at)
+        to_timestamp(started_at), to_timestamp(finished_at), key, worker, replaces, coalesce(attempt, 1),
+        folder
     FROM runs WHERE state IS NOT NULL AND NOT EXISTS (SELECT FROM wrong)
-    ON CONFLICT (prompt_id) DO UPDATE SET {_FORWARD.replace("new.", "excluded.")}
-    WHERE {_SOMETHING_NEW.replace("new.", "excluded.")}
+    ON CONFLICT (prompt_id) DO UPDATE SET {(_FIRST + _FORWARD).replace("new.", "excluded.")}
+    WHERE {f"{_SOMETHING_NEW} OR {_SOMETHING_FIRST}".replace("new.", "excluded.")}
 )"""
 
 # The usual case is cheaper: one run that is there already.
@@ -117,6 +130,17 @@ _LOGGED = """, logged AS (
     ON CONFLICT DO NOTHING
 )"""
 
+_WORKING = """, working AS (
+    INSERT INTO run_workers AS k (worker, host, pid, place, alive_until)
+    SELECT DISTINCT ON (worker) worker, host, pid, place, now() + make_interval(secs => seconds)
+    FROM jsonb_to_recordset($1::jsonb -> 'workers') AS one (
+        worker text, host text, pid integer, place text, seconds float8
+    )
+    WHERE NOT EXISTS (SELECT FROM wrong)
+    ORDER BY worker, seconds DESC
+    ON CONFLICT (worker) DO UPDATE SET alive_until = greatest(k.alive_until, excluded.alive_until)
+)"""
+
 _WRONG = " SELECT prompt_id, unknown FROM wrong"
 
 
@@ -133,6 +157,8 @@ def statement_for(batch: Batch) -> str:
         parts.append(_FILED)
     if batch.events:
         parts.append(_LOGGED)
+    if batch.workers:
+        parts.append(_WORKING)
     return "".join(parts) + _WRONG
 
 
@@ -142,7 +168,7 @@ WHERE prompt_id = $2 AND NOT EXISTS (SELECT FROM workflow_runs WHERE prompt_id =
 """
 
 _JOB = """
-    prompt_id, client_id, server, state, graph::text AS graph,
+    prompt_id, client_id, server, state, graph::text AS graph, key, replaces, attempt, folder,
     extract(epoch FROM created_at)::float8 AS created_at, created_at AS place
 """
 
@@ -163,4 +189,60 @@ UNFINISHED = f"""
 SELECT {_JOB} FROM workflow_runs
 WHERE finished_at IS NULL AND (created_at, prompt_id) > ($1, $2)
 ORDER BY workflow_runs.created_at, prompt_id LIMIT {PAGE}
+"""
+
+# Who works on what. A job is free when nobody alive holds it.
+
+TURN = (
+    "SELECT pg_advisory_xact_lock(7236836093160311)"  # one claim after the other: each sees those before it
+)
+
+RENEW = """
+INSERT INTO run_workers AS k (worker, host, pid, place, alive_until)
+VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5::float8))
+ON CONFLICT (worker) DO UPDATE SET alive_until = excluded.alive_until
+"""
+
+FORGET = "DELETE FROM run_workers WHERE alive_until < now() - interval '1 day'"
+
+RETIRE = "DELETE FROM run_workers WHERE worker = $1"
+
+_FREE = """finished_at IS NULL AND (
+        run.worker IS NULL OR run.worker = $1 OR run.worker = ANY ($2::text[]) OR NOT EXISTS (
+            SELECT FROM run_workers AS k WHERE k.worker = run.worker AND k.alive_until > now()
+        )
+    )"""
+
+TAKE = f"""
+UPDATE workflow_runs AS run SET worker = $1 WHERE prompt_id = $3 AND {_FREE} RETURNING prompt_id
+"""
+
+CLAIM = f"""
+WITH free AS MATERIALIZED (
+    SELECT prompt_id FROM workflow_runs AS run
+    WHERE server = $3 AND prompt_id <> ALL ($4::text[]) AND {_FREE}
+    ORDER BY created_at, prompt_id LIMIT $5 FOR UPDATE SKIP LOCKED
+), taken AS (
+    UPDATE workflow_runs AS run SET worker = $1 FROM free WHERE run.prompt_id = free.prompt_id
+    RETURNING run.*
+)
+SELECT {_JOB}, outcome::text AS outcome, error::text AS error FROM taken ORDER BY place, prompt_id
+"""
+
+HOLDERS = """
+SELECT k.worker, k.host, k.pid, k.place, count(*) AS jobs,
+    greatest(0, extract(epoch FROM k.alive_until - now()))::float8 AS left
+FROM workflow_runs AS run JOIN run_workers AS k USING (worker)
+WHERE run.finished_at IS NULL AND run.server = $1
+GROUP BY k.worker ORDER BY k.started_at, k.worker
+"""
+
+SUCCESSOR = """
+WITH RECURSIVE chain AS (
+    SELECT prompt_id, 1 AS place FROM workflow_runs WHERE replaces = $1
+    UNION ALL
+    SELECT w.prompt_id, place + 1 FROM chain JOIN workflow_runs AS w ON w.replaces = chain.prompt_id
+    WHERE place < 10000
+)
+SELECT prompt_id FROM chain ORDER BY place DESC LIMIT 1
 """

@@ -4,7 +4,7 @@ which forgets with the process."""
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,9 @@ from .workflow import Workflow
 class Job:
     """One workflow that was, or will be, sent. `created_at` in seconds since the Unix epoch.
 
-    `workflow` is None for a job that somebody else sent and whose graph the server no longer tells.
+    `workflow` is None for a job that somebody else sent and whose graph the server no longer tells. `key` is
+    the caller's idempotency key. A job that was lost and sent again is `replaces`d by a new one, whose
+    `attempt` is one higher. `folder` is where its files were to go on the machine that sent it.
     """
 
     prompt_id: str
@@ -27,11 +29,39 @@ class Job:
     client_id: str
     server: str
     created_at: float
+    key: str | None = None
+    replaces: str | None = None
+    attempt: int = 1
+    folder: str | None = None
 
     @property
     def prompt_text(self) -> str | None:
         """The positive prompt of its workflow, one text a line; None where there is none, or no workflow."""
         return None if self.workflow is None else self.workflow.prompt_text
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A program at work on jobs. While it lives it renews its lease, and nobody else takes its jobs.
+
+    `host` and `pid` are for people. `place` lets others on the same machine see whether its process still
+    runs; None where that cannot be told.
+    """
+
+    id: str
+    host: str
+    pid: int
+    place: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """How many jobs without an outcome a worker holds. `left`: seconds until its lease ends, 0 when it has
+    ended."""
+
+    worker: Worker
+    jobs: int
+    left: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +80,19 @@ class JobEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """The worker holds its jobs for `seconds` more, from the moment in which this is written."""
+
+    worker: Worker
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Added:
-    """A job is known before it is sent."""
+    """A job is known before it is sent. It is held by `worker` unless somebody else knew it before."""
 
     job: Job
+    worker: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +135,7 @@ class Kept:
     file: SavedFile
 
 
-Entry = Added | Accepted | Advanced | JobEvent | Finished | Kept
+Entry = Alive | Added | Accepted | Advanced | JobEvent | Finished | Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +162,55 @@ class Store(Protocol):
 
     def unfinished(self) -> AsyncIterator[Job]:
         """Every job without an outcome, oldest first."""
+
+    # Who works on what. These are for stores that several programs share; the others need not bother.
+
+    async def renew(self, worker: Worker, seconds: float) -> None:
+        """The worker lives: it holds its jobs for `seconds` more. Raises StoreError; is never journalled."""
+        assert seconds > 0
+
+    async def retire(self, worker: Worker) -> None:
+        """The worker has stopped: whatever it held is free. Raises StoreError."""
+        assert worker.id
+
+    async def take(self, prompt_id: str, worker: Worker, *, dead: Collection[str] = ()) -> bool:
+        """Hold one job that has no outcome, unless a living worker other than this one does (`dead`: ids of
+        those who are known not to live). False when it is held, has ended, or is not known. Raises
+        StoreError."""
+        record = await self.get(prompt_id)
+        return record is not None and record.result is None
+
+    async def claim(
+        self,
+        worker: Worker,
+        server: str,
+        *,
+        limit: int,
+        busy: Collection[str] = (),
+        dead: Collection[str] = (),
+    ) -> list[JobRecord]:
+        """Hold up to `limit` jobs of this server that have no outcome and no living worker but this one,
+        oldest first, except those in `busy`, and return them with their states (not their files and events).
+
+        Of several who do so at once only one gets a job. Raises StoreError.
+        """
+        found: list[JobRecord] = []
+        async for job in self.unfinished():
+            if len(found) == limit:
+                break
+            record = await self.get(job.prompt_id)
+            if record is not None and job.server == server and job.prompt_id not in busy:
+                found.append(record)
+        return found
+
+    async def holders(self, server: str) -> list[Holding]:
+        """Who holds jobs of this server that have no outcome. Raises StoreError."""
+        return []
+
+    async def successor(self, prompt_id: str) -> JobRecord | None:
+        """The job that replaces this one, at the end of the chain; None when there is none. Raises
+        StoreError."""
+        return None
 
     async def add(self, job: Job) -> None:
         """Know a job before it is sent. Raises StoreError when the id is taken by another job."""
@@ -183,6 +271,14 @@ class MemoryStore(Store):
         """See Store."""
         return self._records.get(prompt_id)
 
+    async def successor(self, prompt_id: str) -> JobRecord | None:
+        """See Store."""
+        found: JobRecord | None = None
+        following = {record.job.replaces: record for record in self._records.values()}
+        while (record := following.get(prompt_id)) is not None:
+            found, prompt_id = record, record.job.prompt_id
+        return found
+
     async def unfinished(self) -> AsyncIterator[Job]:
         """See Store."""
         records = sorted(self._records.values(), key=lambda record: record.job.created_at)
@@ -209,7 +305,7 @@ class MemoryStore(Store):
         filled = replace(
             known, workflow=known.workflow or job.workflow, client_id=known.client_id or job.client_id
         )
-        if filled != job:
+        if filled.workflow and job.workflow and filled.workflow.digest != job.workflow.digest:
             raise StoreError(f"there is already another job {job.prompt_id}: use a new prompt id")
         self._records[job.prompt_id] = replace(record, job=filled)
 

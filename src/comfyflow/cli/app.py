@@ -23,7 +23,7 @@ from .. import __version__
 from ..console import Call
 from ..dsn import parse_env_file
 from ..errors import UsageError, WorkflowInvalid
-from ..models import PollSchedule
+from ..models import Ambiguous, OnLost, PollSchedule
 from ..settings import Settings, resolve
 from ..workflow import MAX_SIZE, Workflow, read_file
 
@@ -177,6 +177,32 @@ class Following(Asking):
         return Asking.settings(self, **limits, **more)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """A command that sends jobs."""
+
+    resubmit_lost: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Send a job that the server has accepted and forgotten (a restart) again, up to N times.",
+        ),
+    ] = 0
+    ambiguous: Annotated[
+        Ambiguous,
+        typer.Option(
+            help="When nobody can tell whether the server has read a job: wait until it is certain, send it "
+            "again (maybe twice), or fail (maybe not at all)."
+        ),
+    ] = Ambiguous.WAIT
+
+    @property
+    def on_lost(self) -> OnLost:
+        """What to do about a lost job."""
+        return OnLost.RESUBMIT if self.resubmit_lost else OnLost.FAIL
+
+
 def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], Any]:
     """Make a function a command of this group; see the module's docstring."""
 
@@ -243,7 +269,12 @@ def loaded(file: str) -> Workflow:
 
 
 def connected(
-    settings: Settings, url: str, *, websocket: bool, poll: PollSchedule | None = None
+    settings: Settings,
+    url: str,
+    *,
+    websocket: bool,
+    poll: PollSchedule | None = None,
+    ambiguous: Ambiguous = Ambiguous.WAIT,
 ) -> ComfyClient:
     """A client for the server at `url`, with these settings; to be entered by the caller."""
     from ..client import ComfyClient
@@ -254,4 +285,5 @@ def connected(
         timeout=settings.timeouts,
         poll=poll or PollSchedule(),
         headers=settings.headers,
+        ambiguous=ambiguous,
     )

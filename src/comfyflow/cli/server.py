@@ -1,4 +1,4 @@
-"""Commands about the server and the workflow file: status, cancel, validate, health, sim."""
+"""Commands about the server and the workflow file: status, validate, health, sim."""
 
 # ruff: noqa: PLC0415 - what takes long to import is imported where it is needed
 
@@ -35,25 +35,6 @@ def status(prompt_id: JobArgument, *, options: Asking) -> None:
         document = {**report.view_document(view), "server": settings.shown_url}
         call.answer(document, [f"{prompt_id}: {report.view_line(view)}"])
         raise SystemExit(ExitCode.LOST if view.state is JobState.LOST else ExitCode.OK)
-
-
-@command(app)
-def cancel(
-    prompt_id: JobArgument,
-    *,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Wait so long for the end.")] = 60.0,
-    options: Asking,
-) -> None:
-    """End a job, waiting or running, and nobody else's. The exit code is 1 when there was nothing to end."""
-    call = options.call(prompt_id=prompt_id)
-    with call.guarded():
-        settings = options.settings(timeout=timeout)
-        limit = settings.timeouts.total
-        done = attended(_asked(settings, lambda client: client.cancel(prompt_id, timeout=limit)))
-        said = "cancelled" if done else "not cancelled: it has ended already, or the server does not know it"
-        document = {"prompt_id": prompt_id, "cancelled": done, "server": settings.shown_url}
-        call.answer(document, [f"{prompt_id}: {said}"])
-        raise SystemExit(ExitCode.OK if done else ExitCode.FAILED)
 
 
 @command(app)

@@ -9,6 +9,7 @@ same order with the same keys, same answers, for these scenarios:
 - 0.3.64: 01, 02, 03, 06, 07, 08, 10, 11, 14, 16, 17
 
 `async with Sim() as sim` starts one in this process; `python -m comfyflow.sim --port 8188` in its own.
+`FaultProxy` brings the same trouble to a real server.
 """
 
 import asyncio
@@ -37,6 +38,7 @@ from .faults import (
     zero_tail,
 )
 from .profiles import PROFILES, Profile
+from .proxy import FaultProxy
 from .server import Sim
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "Body",
     "Effect",
     "Fault",
+    "FaultProxy",
     "Faults",
     "Profile",
     "Sim",

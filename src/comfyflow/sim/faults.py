@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -23,6 +24,8 @@ from pathlib import Path
 from aiohttp import web
 
 from .folders import Stored
+from .forwarded import Forwarded
+from .wire import reset as reset_now
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Effect = Callable[[web.Request, Handler, "Fault"], Awaitable[web.StreamResponse]]
@@ -115,7 +118,7 @@ class Faults:
 def abort(request: web.Request) -> None:
     """Cut the connection below a request, with a reset."""
     if request.transport is not None:
-        request.transport.abort()
+        reset_now(request.transport)
 
 
 async def _nothing(request: web.Request) -> web.StreamResponse:
@@ -221,6 +224,8 @@ class Body:
 async def _body(request: web.Request, handler: Handler) -> Body:
     """Ask the handler, and read what it would send. An error answer keeps its empty body."""
     response = await handler(request)
+    if isinstance(response, Forwarded):
+        return await _forwarded_body(request, response)
     if not isinstance(response, Stored):
         data = (
             response.body if isinstance(response, web.Response) and isinstance(response.body, bytes) else b""
@@ -237,6 +242,12 @@ async def _body(request: web.Request, handler: Handler) -> Body:
     if asked not in (None, "*", headers["Etag"]):
         return Body(412, dict(response.headers), b"")
     return _ranged(request, headers, whole)
+
+
+async def _forwarded_body(request: web.Request, response: Forwarded) -> Body:
+    """The answer of a real server, which has seen to ranges and conditions itself."""
+    length = response.content_length if request.method == "HEAD" else None
+    return Body(response.status, dict(response.headers), await response.whole(), length)
 
 
 def _ranged(request: web.Request, headers: dict[str, str], whole: bytes) -> Body:
@@ -262,8 +273,9 @@ async def _send(request: web.Request, body: Body) -> web.StreamResponse:
     response = web.StreamResponse(status=body.status, headers=body.headers)
     response.content_length = len(body.data) if body.length is None else body.length
     await response.prepare(request)
-    if request.method != "HEAD":
-        await response.write(body.data)
+    if request.method == "HEAD":
+        return response
+    await response.write(body.data)
     if body.cut or response.content_length != len(body.data):
         abort_softly(request)
     return response
@@ -344,13 +356,20 @@ def ignore_range() -> Effect:
 
 
 def changed() -> Effect:
-    """Somebody touches the file before this request is answered: its ETag is another."""
+    """Somebody touches the file before this request is answered: its ETag is another.
+
+    A proxy cannot touch a real server's file: there it is this answer alone that has another ETag.
+    """
 
     async def effect(request: web.Request, handler: Handler, fault: Fault) -> web.StreamResponse:
         response = await handler(request)
         if isinstance(response, Stored):
             stat = response.path.stat()
             os.utime(response.path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
+        if isinstance(response, Forwarded):
+            if request.headers.get("If-Match", "*") != "*":
+                return web.Response(status=412)
+            response.headers["ETag"] = f'"{uuid.uuid4().hex}"'
         return response
 
     return effect

@@ -7,7 +7,7 @@ import json
 import ssl
 import tempfile
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +24,8 @@ from .faults import Fault, Faults
 from .folders import Folders
 from .profiles import MAX_UPLOAD, PROFILES
 from .routes import Routes, Trouble, missing, trouble
+from .waiting import Waiting
+from .wire import reset
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
@@ -73,21 +75,22 @@ class Sim:
         self.faults = Faults()
         self.requests: list[tuple[str, str]] = []
         self.events: list[dict[str, Any]] = []
-        self._auth, self._ssl, self._max_upload, self._record = auth, ssl_context, max_upload, record
-        self._any_model = any_model
+        self._auth, self._ssl, self._max_upload = auth, ssl_context, max_upload
+        self._record, self._any_model = record, any_model
         self._temporary = tempfile.TemporaryDirectory(prefix="comfyflow-sim-") if root is None else None
-        self.folders = Folders(
-            Path(self._temporary.name) if self._temporary else Path(root or ".").absolute()
-        )
+        self.folders = Folders(Path(self._temporary.name if self._temporary else root or ".").absolute())
         pace = Pace(step_delay, history_gap, time_scale, previews, max_history)
+        self._waiting = Waiting()
+        self._notify = self._waiting.notify
         outside = Outside(self._send, self._notify, self._wants_metadata, self.faults.reported)
         self.engine = Engine(PROFILES[profile], self.folders, pace, outside)
         self._sockets: dict[Hashable, _Socket] = {}
         self._open: set[_Socket] = set()
         self._transports: WeakSet[asyncio.Transport] = WeakSet()
         self._messages: asyncio.Queue[tuple[str | bytes, Any]] = asyncio.Queue()
-        self._waiting: deque[tuple[Callable[[], bool], asyncio.Future[None]]] = deque()
+        self._thawed = _open_gate()
         self._tasks: list[asyncio.Task[None]] = []
+        self._handling: set[asyncio.Task[Any]] = set()  # one for each request
         self._runner: web.AppRunner | None = None
 
     # Life
@@ -121,23 +124,33 @@ class Sim:
 
     async def kill(self) -> None:
         """Die as a killed process does: no close frame, queue and history forgotten, the port closed
-        (recording 16)."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        (recording 16). Requests under way are not answered, and not done later."""
+        for site in [] if self._runner is None else list(self._runner.sites):
+            await site.stop()
         for transport in list(self._transports):
             if transport.is_closing():
                 continue  # a closed transport has lost its loop, and abort() would trip over that
             transport.abort()
         self._transports.clear()
+        await self._end_tasks()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-        self._sockets.clear()
-        self._open.clear()
+        self._thawed.set()
+        # New ones: what is left of the old sockets must not touch those of the next process.
+        self._sockets, self._open = {}, set()
         self._messages = asyncio.Queue()
         self.engine.boot()
         self._notify()
+
+    async def _end_tasks(self) -> None:
+        """aiohttp leaves alone what works on a request whose connection is gone: it would go on in the next
+        life."""
+        while working := {*self._tasks, *self._handling} - {asyncio.current_task()}:
+            self._tasks = []
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
 
     async def restart(self) -> None:
         """Kill and start: same port, `number` from 0, temp emptied, outputs kept."""
@@ -171,6 +184,18 @@ class Sim:
     ) -> web.StreamResponse:
         if request.transport is not None:
             self._transports.add(request.transport)
+        task = asyncio.current_task()
+        assert task is not None
+        self._handling.add(task)
+        try:
+            return await self._handled(request, handler)
+        finally:
+            self._handling.discard(task)
+
+    async def _handled(
+        self, request: web.Request, handler: Callable[[web.Request], Any]
+    ) -> web.StreamResponse:
+        await self._thawed.wait()
         path = request.path.removeprefix(self.base_path)
         if self._record:
             self.requests.append((request.method, path))
@@ -179,7 +204,9 @@ class Sim:
             return refusal
         fault = self.faults.take(request.method, path.removeprefix("/api") or path)
         try:
-            return await self._answer(request, handler, fault)
+            response = await self._answer(request, handler, fault)
+            await self._thawed.wait()
+            return response
         except (Trouble, json.JSONDecodeError, UnicodeDecodeError):
             return trouble()
         finally:
@@ -206,18 +233,19 @@ class Sim:
         ws = web.WebSocketResponse()
         await ws.prepare(request)
         socket = _Socket(ws, request.query.get("clientId") or uuid.uuid4().hex, request.transport)
-        self._open.add(socket)
-        self._sockets[socket.sid] = (
+        registered, opened = self._sockets, self._open
+        opened.add(socket)
+        registered[socket.sid] = (
             socket  # the older one of that id stays open and hears nothing (recording 24)
         )
         self._greet(socket)
         try:
             await self._listen(socket)
         finally:
-            self._open.discard(socket)
+            opened.discard(socket)
             # The wart of server.py: whoever closes takes the id with it, also when another socket has it by
             # now.
-            self._sockets.pop(socket.sid, None)
+            registered.pop(socket.sid, None)
             self._notify()
         return ws
 
@@ -269,6 +297,7 @@ class Sim:
         """Send everything through one queue that waits for each socket, as ComfyUI does (recording 35)."""
         while True:
             frame, client_id = await self._messages.get()
+            await self._thawed.wait()
             one = self._find(client_id)
             targets = list(self._sockets.values()) if client_id is None else [one] if one else []
             for socket in targets:
@@ -291,7 +320,7 @@ class Sim:
         """Cut all sockets, without a close frame."""
         for socket in list(self._open):
             if socket.transport is not None:
-                socket.transport.abort()
+                reset(socket.transport)
 
     async def close_sockets(self, code: int = 1001) -> None:
         """Close all sockets politely, as a proxy that restarts does."""
@@ -302,6 +331,28 @@ class Sim:
         """The sockets open now stay open, answer pings, and get nothing any more; later ones do."""
         for socket in self._open:
             socket.deaf = True
+
+    def freeze(self) -> None:
+        """Stand still as ComfyUI does while it loads a model (0.8-1.6 s as a habit): connections are taken,
+        nothing is read, nothing is sent, pings neither; the worker goes on. Then `thaw`."""
+        self._thawed.clear()
+        for transport in self._transports:
+            transport.pause_reading()
+
+    def thaw(self) -> None:
+        """Answer everything that came meanwhile, on each connection in order."""
+        self._thawed.set()
+        for transport in self._transports:
+            if not transport.is_closing():
+                transport.resume_reading()
+
+    def forget(self, prompt_id: str | None = None) -> None:
+        """Drop one prompt, or all, from history, as somebody does who clears it."""
+        if prompt_id is None:
+            self.engine.history.clear()
+        else:
+            self.engine.history.pop(prompt_id, None)
+        self._notify()
 
     # What tests ask
 
@@ -334,12 +385,7 @@ class Sim:
 
         TimeoutError after `timeout` seconds. Cancelling this wait changes nothing.
         """
-        if condition():
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((condition, future))
-        async with asyncio.timeout(timeout):
-            await future
+        await self._waiting.until(condition, timeout)
 
     async def wait_running(self, prompt_id: str | None = None) -> None:
         """Wait until that prompt, or any, is running."""
@@ -362,13 +408,11 @@ class Sim:
         """Wait until exactly `count` sockets are open."""
         await self.wait_for(lambda: len(self._open) == count)
 
-    def _notify(self) -> None:
-        for entry in list(self._waiting):
-            condition, future = entry
-            if future.done() or condition():
-                self._waiting.remove(entry)
-                if not future.done():
-                    future.set_result(None)
+
+def _open_gate() -> asyncio.Event:
+    gate = asyncio.Event()
+    gate.set()
+    return gate
 
 
 def _foreign(request: web.Request) -> bool:

@@ -1,0 +1,137 @@
+"""A runner's hold on its jobs: registered with its first job, renewed while it lives, given up at its end.
+
+Without it a second program could take a job for abandoned that is about to be sent, and send it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+
+import anyio
+
+from .errors import StoreError
+from .shield import to_the_end
+from .store import Added, Alive, Entry, Holding, Job, JobRecord, Store
+from .worker import is_dead, this_worker
+
+log = logging.getLogger(__name__)
+
+GOODBYE = 5.0  # s for giving up what is held; it comes free by itself later
+LOOK_EVERY = 0.25  # s between looks at whether others still live
+MOVED = 0.1  # s by which the end of a lease has to move to count as renewed
+
+
+class Lease:
+    """The hold of one worker, for `seconds` at a time. `start` renews it in the background until `stop`."""
+
+    def __init__(self, store: Store, seconds: float) -> None:
+        self.worker = this_worker()
+        self._store, self._seconds = store, seconds
+        self._known = False  # the store has heard of the worker
+        self._wall = self._steady = float(
+            "-inf"
+        )  # when it did last, by two clocks: one may jump, one may stand
+        self._busy: dict[str, int] = {}  # jobs in hand, by how many callers
+        self._task: asyncio.Task[None] | None = None
+
+    # -- life --
+
+    def start(self) -> None:
+        """Renew it from now on."""
+        self._task = asyncio.create_task(self._renew_on(), name="comfyflow lease")
+
+    async def stop(self) -> None:
+        """Give up what is held. Nobody has to wait then until the lease has ended."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._known:
+            with suppress(StoreError, TimeoutError):
+                await to_the_end(self._store.retire(self.worker), GOODBYE)
+            self._known, self._wall, self._steady = False, float("-inf"), float("-inf")
+
+    async def _renew_on(self) -> None:
+        while True:
+            await anyio.sleep(self._seconds / 3)
+            if self._known:
+                with suppress(StoreError):  # the database is away: for the others too
+                    await self._renew()
+
+    async def _renew(self) -> None:
+        moment = time.time(), time.monotonic()
+        await self._store.renew(self.worker, self._seconds)
+        self._known, (self._wall, self._steady) = True, moment
+
+    # -- jobs --
+
+    def added(self, job: Job) -> tuple[Entry, ...]:
+        """What to write for a new job, so that it is held from the start."""
+        entry = Added(job, self.worker.id)
+        if self._left() > self._seconds / 2:
+            return (entry,)
+        self._known, self._wall, self._steady = True, time.time(), time.monotonic()
+        return Alive(self.worker, self._seconds), entry
+
+    @contextmanager
+    def busy(self, prompt_id: str) -> Iterator[None]:
+        """While the block lasts this job is in hand: `claim` does not give it out a second time."""
+        self._busy[prompt_id] = self._busy.get(prompt_id, 0) + 1
+        try:
+            yield
+        finally:
+            self._busy[prompt_id] -= 1
+            if not self._busy[prompt_id]:
+                del self._busy[prompt_id]
+
+    async def holds(self, job: Job) -> bool:
+        """Whether a job may be sent: it is still ours. A program that stood still for longer than the lease
+        (a closed laptop) has lost it, and maybe to somebody else."""
+        return self._left() > 0 or await self.take(job)
+
+    async def take(self, job: Job) -> bool:
+        """Hold a job that nobody alive holds. A database that is away or refuses stops no job: it is away for
+        others too, as a rule, and the answer is True then."""
+        try:
+            await self._renew()
+            dead = await self._dead(job.server)
+            return await self._store.take(job.prompt_id, self.worker, dead=dead)
+        except StoreError as error:
+            log.info("whether job %s is ours cannot be asked: %s", job.prompt_id, error)
+            return True
+
+    async def claim(self, server: str, limit: int, *, besides: Collection[str]) -> list[JobRecord]:
+        """Hold up to `limit` jobs of this server that nobody alive works on, `besides` those. Raises
+        StoreError."""
+        await self._renew()
+        busy, dead = {*self._busy, *besides}, await self._dead(server)
+        return await self._store.claim(self.worker, server, limit=limit, busy=busy, dead=dead)
+
+    async def others(self, server: str) -> list[Holding]:
+        """Who else holds jobs of this server that have no outcome. Raises StoreError."""
+        return [held for held in await self._store.holders(server) if held.worker.id != self.worker.id]
+
+    async def more(self, server: str) -> bool:
+        """Wait until a job that somebody else holds comes free, or all of them have shown that they live.
+
+        That takes one lease at most: whoever lives renews it three times in that time. Raises StoreError.
+        """
+        first: dict[str, float] = {}
+        while True:
+            held, now = await self.others(server), time.monotonic()
+            if any(one.left <= 0 or is_dead(one.worker) for one in held):
+                return True
+            ends = {one.worker.id: now + one.left for one in held}
+            if all(end > first.setdefault(worker, end) + MOVED for worker, end in ends.items()):
+                return False
+            await anyio.sleep(LOOK_EVERY)
+
+    async def _dead(self, server: str) -> list[str]:
+        return [one.worker.id for one in await self._store.holders(server) if is_dead(one.worker)]
+
+    def _left(self) -> float:
+        gone = max(time.time() - self._wall, time.monotonic() - self._steady)
+        return self._seconds - gone

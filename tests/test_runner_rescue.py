@@ -1,0 +1,367 @@
+"""What a runner does about keys, lost jobs, other programs and cancelling, in a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from clusters import execute
+from graphs import alone, image, steps
+
+from comfyflow import (
+    ComfyClient,
+    JobCancelled,
+    JobFailed,
+    JobLost,
+    JobState,
+    MemoryStore,
+    PollSchedule,
+    PostgresStore,
+    Runner,
+    ServerUnreachable,
+    StoreError,
+    Workflow,
+    WorkflowRejected,
+)
+from comfyflow.errors import KeyConflict
+from comfyflow.models import OnLost
+from comfyflow.sim import Sim, gone, reset_after, stall
+from comfyflow.store import Job, JobRecord, Store
+
+QUICK = PollSchedule(first=0.02, factor=1.5, ceiling=0.1, stall_after=0.3, deaf_after=0.3)
+
+
+@pytest.fixture
+async def client(comfyui: Sim) -> AsyncIterator[ComfyClient]:
+    async with ComfyClient(comfyui.url, poll=QUICK) as made:
+        yield made
+
+
+@pytest.fixture
+async def store(database: str) -> AsyncIterator[PostgresStore]:
+    async with await PostgresStore.open(database, journal=None) as made:
+        yield made
+
+
+@pytest.fixture
+async def runner(client: ComfyClient, store: PostgresStore, tmp_path: Path) -> AsyncIterator[Runner]:
+    async with Runner(client, store, tmp_path / "out") as made:
+        yield made
+
+
+async def recorded(store: Store, prompt_id: str | None) -> JobRecord:
+    record = await store.get(str(prompt_id))
+    assert record is not None
+    return record
+
+
+# keys
+
+
+async def test_a_known_key_sends_nothing_and_gives_back_the_same_files(runner: Runner, comfyui: Sim) -> None:
+    graph = image()
+    first = await runner.run(graph, key="order 17")
+    again = await runner.run(graph, key="order 17")
+    assert (again.prompt_id, again.files, again.result) == (first.prompt_id, first.files, first.result)
+    assert comfyui.requests.count(("POST", "/prompt")) == 1
+    assert (await recorded(runner.store, first.prompt_id)).job.key == "order 17"
+
+
+async def test_files_that_are_no_longer_there_are_fetched_again(runner: Runner, comfyui: Sim) -> None:
+    graph = image()
+    first = await runner.run(graph, key="k")
+    first.files[0].path.unlink()
+    again = await runner.run(graph, key="k")
+    assert again.files[0].path.read_bytes()
+    assert comfyui.requests.count(("POST", "/prompt")) == 1
+
+
+async def test_a_known_key_with_another_workflow_is_refused(runner: Runner, comfyui: Sim) -> None:
+    titled = image()
+    done = await runner.run(titled, key="k")
+    with pytest.raises(KeyConflict, match="use a new key"):
+        await runner.run(steps(), key="k")
+    titled[next(iter(titled))]["_meta"] = {"title": "another name computes the same"}
+    assert (await runner.run(titled, key="k")).prompt_id == done.prompt_id
+    assert comfyui.requests.count(("POST", "/prompt")) == 1
+
+
+async def test_two_programs_with_one_key_at_once_send_one_job(
+    comfyui: Sim, database: str, tmp_path: Path
+) -> None:
+    graph = image()
+
+    async def program(number: int) -> str:
+        async with (
+            ComfyClient(comfyui.url, poll=QUICK) as client,
+            await PostgresStore.open(database, journal=None) as store,
+            Runner(client, store, tmp_path / str(number)) as runner,
+        ):
+            return (await runner.run(graph, key="one")).prompt_id
+
+    ids = await asyncio.gather(*map(program, range(6)))
+    assert len(set(ids)) == 1
+    assert dict(comfyui.executed) == {ids[0]: 1}
+    assert [list(row) for row in execute(database, "SELECT count(*) FROM workflow_runs")[0]] == [[1]]
+
+
+async def test_a_failure_is_the_outcome_of_its_key(runner: Runner, comfyui: Sim) -> None:
+    for _ in range(2):
+        with pytest.raises(JobFailed):
+            await runner.run(alone("SimFail", message="no", exception="ValueError"), key="k")
+    assert sum(comfyui.executed.values()) == 1
+
+
+async def test_a_job_that_never_came_to_the_server_does_not_use_up_its_key(
+    runner: Runner, comfyui: Sim
+) -> None:
+    graph = image()
+    await comfyui.kill()
+    with pytest.raises(ServerUnreachable):
+        await runner.client.queue()
+    with pytest.raises(ServerUnreachable) as unsent:
+        await runner.run(graph, key="k")
+    await comfyui.start()
+    done = await runner.run(graph, key="k")
+    assert (done.job.replaces, done.job.attempt, done.job.key) == (unsent.value.prompt_id, 2, "k")
+    assert (await runner.run(graph, key="k")).prompt_id == done.prompt_id
+    assert sum(comfyui.executed.values()) == 1
+
+
+async def test_a_refused_workflow_may_be_tried_again_under_its_key(runner: Runner) -> None:
+    for attempt in (1, 2):
+        with pytest.raises(WorkflowRejected) as caught:
+            await runner.run(alone("SaveImage", filename_prefix="x"), key="k")
+        assert (await recorded(runner.store, caught.value.prompt_id)).job.attempt == attempt
+
+
+async def test_a_key_whose_answer_was_lost_is_found_on_the_server(runner: Runner, comfyui: Sim) -> None:
+    graph = image()
+    comfyui.faults.add("POST", "/prompt", reset_after())
+    first = await runner.run(graph, key="k")
+    assert (await runner.run(graph, key="k")).prompt_id == first.prompt_id
+    assert set(comfyui.executed.values()) == {1}
+
+
+async def test_without_a_record_the_server_knows_the_key(
+    comfyui: Sim, client: ComfyClient, tmp_path: Path
+) -> None:
+    graph = image()
+    for name in ("a", "b"):
+        async with Runner(client, MemoryStore(), tmp_path / name) as runner:
+            assert (await runner.run(graph, key="k")).files[0].path.parent == tmp_path / name
+    assert set(comfyui.executed.values()) == {1}
+
+
+# lost jobs
+
+
+@pytest.fixture
+async def stubborn(client: ComfyClient, store: PostgresStore, tmp_path: Path) -> AsyncIterator[Runner]:
+    async with Runner(client, store, tmp_path / "out", on_lost="resubmit", resubmits=1) as made:
+        yield made
+
+
+async def lose(comfyui: Sim, task: asyncio.Task[object]) -> None:
+    """Restart the server while it has a job, and let the next one run."""
+    await comfyui.wait_running()
+    await comfyui.restart()
+    await comfyui.release()
+
+
+async def test_a_lost_job_is_sent_again_under_a_new_id_that_names_the_old_one(
+    stubborn: Runner, comfyui: Sim
+) -> None:
+    await comfyui.hold()
+    task = asyncio.create_task(stubborn.run(image()))
+    await lose(comfyui, task)
+    done = await task
+    assert done.job.replaces is not None
+    old, new = (
+        await recorded(stubborn.store, done.job.replaces),
+        await recorded(stubborn.store, done.prompt_id),
+    )
+    assert (old.state, new.state, new.job.attempt) == (JobState.LOST, JobState.SUCCEEDED, 2)
+    assert ("resubmitted", {"as": done.prompt_id}) in [(event.kind, event.detail) for event in old.events]
+    assert len(new.files) == 1
+    assert await stubborn.store.successor(done.job.replaces) == new
+
+
+async def test_by_default_and_after_as_many_times_as_allowed_a_lost_job_is_lost(
+    runner: Runner, stubborn: Runner, comfyui: Sim
+) -> None:
+    for one, count in ((runner, 1), (stubborn, 2)):
+        before = comfyui.requests.count(("POST", "/prompt"))
+        await comfyui.hold()
+        task = asyncio.create_task(one.run(image()))
+        for _ in range(count):
+            await comfyui.wait_running()
+            await comfyui.restart()
+            await comfyui.hold()
+        with pytest.raises(JobLost) as caught:
+            await task
+        await comfyui.release()
+        assert comfyui.requests.count(("POST", "/prompt")) - before == count
+        assert (await recorded(one.store, caught.value.prompt_id)).state is JobState.LOST
+
+
+async def test_who_comes_late_follows_what_the_lost_job_was_replaced_by(
+    stubborn: Runner, runner: Runner, comfyui: Sim
+) -> None:
+    await comfyui.hold()
+    job = await stubborn.submit(image())
+    task = asyncio.create_task(stubborn.complete(job))
+    await lose(comfyui, task)
+    done = await task
+    late = await runner.complete(job)
+    assert (late.prompt_id, [file.sha256 for file in late.files]) == (
+        done.prompt_id,
+        [file.sha256 for file in done.files],
+    )
+
+
+async def test_a_job_is_replaced_once_although_two_programs_find_it_lost(
+    comfyui: Sim, stubborn: Runner, client: ComfyClient, database: str, tmp_path: Path
+) -> None:
+    await comfyui.hold()
+    job = await stubborn.submit(image())
+    async with (
+        await PostgresStore.open(database, journal=None) as store,
+        Runner(client, store, tmp_path / "two", on_lost=OnLost.RESUBMIT) as other,
+    ):
+        both = asyncio.gather(stubborn.complete(job), other.complete(job))
+        await comfyui.wait_running()
+        await comfyui.restart()
+        await comfyui.release()
+        first, second = await both
+    assert first.prompt_id == second.prompt_id
+    assert comfyui.executed[first.prompt_id] == 1
+
+
+async def test_a_vanished_file_is_no_lost_job(stubborn: Runner, comfyui: Sim) -> None:
+    comfyui.faults.add("GET", "/view", gone(), times=None)
+    with pytest.raises(Exception, match="no longer has this file") as caught:
+        await stubborn.run(image())
+    record = await recorded(stubborn.store, getattr(caught.value, "prompt_id", None))
+    assert record.state is JobState.FAILED
+    assert record.result is not None and record.result.failure is not None
+    assert record.result.failure.exception_type == "OutputUnavailable"
+    assert comfyui.requests.count(("POST", "/prompt")) == 1
+
+
+# after a crash, and beside others
+
+
+async def test_programs_that_resume_at_once_share_the_work(
+    comfyui: Sim, client: ComfyClient, store: PostgresStore, database: str, tmp_path: Path
+) -> None:
+    dead = Runner(client, store, tmp_path / "dead")
+    dead._lease.worker = replace(dead._lease.worker, place=f"{dead._lease.worker.place}0")
+    for _ in range(12):
+        await dead.submit(image())
+    for _ in range(12):
+        job = dead._job(Workflow.load(image()))
+        await store.write(*dead._lease.added(job))
+
+    async def program(number: int) -> list[str]:
+        async with (
+            ComfyClient(comfyui.url, poll=QUICK) as mine,
+            await PostgresStore.open(database, journal=None) as own,
+            Runner(mine, own, tmp_path / str(number)) as runner,
+        ):
+            results = [result async for result in runner.resume(concurrency=4)]
+            assert [result.error for result in results if result.error] == []
+            return [result.prompt_id for result in results]
+
+    shares = await asyncio.gather(*map(program, range(3)))
+    assert sorted(map(len, shares))[0] > 0
+    assert len({one for share in shares for one in share}) == sum(map(len, shares)) == 24
+    assert set(comfyui.executed.values()) == {1}
+
+
+async def test_what_a_living_program_works_on_is_left_to_it(
+    runner: Runner, comfyui: Sim, client: ComfyClient, database: str, tmp_path: Path
+) -> None:
+    held = comfyui.faults.add("POST", "/prompt", stall())
+    sending = asyncio.create_task(runner.run(image()))
+    await held.met()
+    async with (
+        await PostgresStore.open(database, journal=None) as store,
+        Runner(client, store, tmp_path / "other", lease=0.5) as other,
+    ):
+        assert [(one.jobs, one.worker) for one in await other.others()] == [(1, runner._lease.worker)]
+        resuming = asyncio.create_task(anext(other.resume(), None))
+        await asyncio.wait([resuming], timeout=0.5)
+        resuming.cancel()
+        await asyncio.wait([resuming])
+    held.release()
+    assert (await sending).error is None
+    assert set(comfyui.executed.values()) == {1}
+
+
+async def test_a_job_that_another_program_has_taken_is_not_sent(
+    runner: Runner, comfyui: Sim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def taken(job: Job) -> bool:
+        return False
+
+    monkeypatch.setattr(runner._lease, "holds", taken)
+    with pytest.raises(StoreError, match="another program has taken it over"):
+        await runner.run(image())
+    assert ("POST", "/prompt") not in comfyui.requests
+
+
+async def test_a_server_that_is_away_leaves_the_jobs_of_resume_open(
+    runner: Runner, comfyui: Sim, store: PostgresStore
+) -> None:
+    await store.add(runner._job(Workflow.load(image())))
+    await comfyui.kill()
+    [result] = [result async for result in runner.resume()]
+    assert isinstance(result.error, ServerUnreachable)
+    await comfyui.start()
+    [again] = [result async for result in runner.resume()]
+    assert (again.prompt_id, again.error, len(again.files)) == (result.prompt_id, None, 1)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+async def test_files_go_to_the_folder_that_their_job_was_sent_for_where_that_is_wanted(
+    client: ComfyClient, store: PostgresStore, tmp_path: Path, in_place: bool
+) -> None:
+    (tmp_path / "first").mkdir()
+    async with Runner(client, store, tmp_path / "first") as first:
+        await first.submit(image())
+    async with Runner(client, store, tmp_path / "second", in_place=in_place) as second:
+        [result] = [result async for result in second.resume()]
+    assert [file.path.parent.name for file in result.files] == ["first" if in_place else "second"]
+
+
+# cancelling
+
+
+async def test_a_cancelled_job_is_recorded_as_such_wherever_it_stood(runner: Runner, comfyui: Sim) -> None:
+    first, second = [await runner.submit(alone("SimSleep", seconds=30.0)) for _ in range(2)]
+    await comfyui.wait_running(first.prompt_id)
+    assert await runner.cancel(second.prompt_id)
+    assert await runner.cancel(first)
+    for prompt_id in (first.prompt_id, second.prompt_id):
+        record = await recorded(runner.store, prompt_id)
+        assert (record.state, record.events[-1].kind) == (JobState.CANCELLED, "cancelled")
+    assert not await runner.cancel(first)
+
+
+async def test_who_follows_a_job_that_is_cancelled_elsewhere_does_not_take_it_for_lost(
+    stubborn: Runner, comfyui: Sim, client: ComfyClient
+) -> None:
+    await comfyui.hold()
+    await stubborn.submit(image())
+    waiting = await stubborn.submit(image())
+    following = asyncio.create_task(stubborn.complete(waiting))
+    async with ComfyClient(comfyui.url, poll=QUICK, websocket=False) as elsewhere:
+        assert await Runner(elsewhere, stubborn.store, "out").cancel(waiting.prompt_id)
+        await comfyui.release()
+        with pytest.raises(JobCancelled):
+            await following
+    assert (await recorded(stubborn.store, waiting.prompt_id)).state is JobState.CANCELLED
