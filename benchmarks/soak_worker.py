@@ -39,6 +39,7 @@ log = logging.getLogger("soak")
 QUICK = PollSchedule(first=0.05, factor=1.5, ceiling=0.5, stall_after=1.0, deaf_after=1.0)
 IMPATIENT = Timeouts(connect=2.0, answer=1.5, silence=120.0)
 PAUSE = 0.25  # s before something is tried again
+TRIES = 100  # of a key, before a caller gives up
 PATIENCE = 15.0  # s for the record to tell of a success that the caller was told of
 NAME = "w.graph -> '2' -> 'inputs' ->> 'filename_prefix'"  # which job a row is about
 SUCCEEDED = f"SELECT {NAME} FROM workflow_runs AS w WHERE state = 'succeeded'"
@@ -122,8 +123,9 @@ class Share:
         await asyncio.gather(*(lane() for _ in range(self.order.concurrency)))
 
     async def _until_done(self, task: Task) -> None:
-        """As a careful caller does it: after an error the same key again."""
-        while True:
+        """As a careful caller does it: after an error the same key again. What still fails in the end is for
+        the audit to find."""
+        for _ in range(TRIES):
             try:
                 await self.runner.run(task.graph(), key=task.key)
                 return

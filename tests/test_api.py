@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.abc import AbstractStreamWriter
 from aioresponses import aioresponses
 
 from comfyflow import api as module
-from comfyflow.api import Api, Server
+from comfyflow.api import Api, Body, Server
 from comfyflow.errors import BadAnswer, ServerUnreachable, WorkflowRejected
 from comfyflow.models import OutputFile, Timeouts
-from comfyflow.sim import Sim, answer, delay, endless, redirect, reset, stall
+from comfyflow.sim import FaultProxy, Sim, answer, delay, endless, redirect, reset, stall
 
 BASE = "http://comfy:8188"
 FILE = OutputFile("1", "a b&c.png", "sub/x", "temp")
@@ -243,6 +245,91 @@ async def test_a_reset_and_a_silent_server_are_unreachable(comfyui: Sim, real: A
             await real.prompt({})
         assert caught.value.sent
     held.release()
+
+
+@pytest.fixture
+async def standstill() -> AsyncIterator[socket.socket]:
+    """A port whose connections nobody reads from, as at a server that stands still."""
+    with socket.socket() as port:
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        port.bind(("127.0.0.1", 0))
+        port.listen()
+        port.setblocking(False)
+        yield port
+
+
+async def received(port: socket.socket) -> int:
+    """What comes in on the first connection until it is reset, in bytes."""
+    loop, size = asyncio.get_running_loop(), 0
+    with port.accept()[0] as connection:
+        connection.setblocking(False)
+        async with asyncio.timeout(5):
+            with pytest.raises(ConnectionResetError):
+                while block := await loop.sock_recv(connection, 2**20):
+                    size += len(block)
+    return size
+
+
+@pytest.mark.parametrize("size", [10, 2**24])
+async def test_a_request_that_was_given_up_does_not_arrive_later(
+    standstill: socket.socket, size: int
+) -> None:
+    """Neither one that the connection did not take, nor one that only has no answer."""
+    api = Api(Server.at("http://{}:{}".format(*standstill.getsockname())), Timeouts(answer=0.2))
+    with pytest.raises(ServerUnreachable, match="timed out") as caught:
+        await api.prompt({"text": "x" * size})
+    assert caught.value.sent
+    assert await received(standstill) < 2**24
+    with pytest.raises(ServerUnreachable, match="timed out"):
+        await api.upload(b"x" * 2**24, "x.png", {})
+    await api.close()
+
+
+async def test_a_request_whose_caller_was_cancelled_does_not_arrive_later(
+    standstill: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, write = asyncio.Event(), Body.write
+
+    async def telling(body: Body, writer: AbstractStreamWriter) -> None:
+        begun.set()
+        await write(body, writer)
+
+    monkeypatch.setattr(Body, "write", telling)
+    api = Api(Server.at("http://{}:{}".format(*standstill.getsockname())), Timeouts())
+    sending = asyncio.create_task(api.prompt({"text": "x" * 2**24}))
+    await begun.wait()
+    sending.cancel()
+    await asyncio.wait([sending])
+    assert await received(standstill) < 2**24
+    await api.close()
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_kept_connection_that_is_half_open_costs_one_timeout(comfyui: Sim, lost: bool) -> None:
+    async with FaultProxy(comfyui.url) as proxy:
+        api = Api(Server.at(proxy.url), Timeouts(answer=0.2))
+        assert await api.remaining() == 0
+        proxy.freeze(lost=lost, new=False)
+        with pytest.raises(ServerUnreachable, match="timed out"):
+            await api.prompt({"prompt": {}, "padding": "x" * 2**24})
+        assert await api.remaining() == 0
+        await api.close()
+
+
+async def test_large_bodies_arrive_whole(comfyui: Sim, real: Api) -> None:
+    data = bytes(range(256)) * 2**13
+    up = await real.upload(data, "large.bin", {"type": "temp"})
+    seen = b""
+    async with real.open_view(OutputFile("1", up.name, "", "temp")) as found:
+        async for block in found.chunks():
+            seen += block
+    assert seen == data
+    with pytest.raises(WorkflowRejected):
+        await real.prompt({"prompt": {}, "text": "ü" * 2**20})
+
+
+def test_a_body_is_text_to_whoever_asks() -> None:
+    assert Body(b"a", None, "text/plain").decode() == "a"
 
 
 async def test_a_slow_answer_is_waited_for(comfyui: Sim, real: Api) -> None:

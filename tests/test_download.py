@@ -193,7 +193,7 @@ async def test_a_server_that_stays_away_is_given_up(comfyui: sim.Sim, api: Api, 
     with pytest.raises(
         DownloadError, match=r"'x\.png' could not be saved: http://\S+ does not answer"
     ) as caught:
-        await save(api, PNG, folder, retries=Retries(attempts=3, first=0))
+        await save(api, PNG, folder, retries=Retries(attempts=3, first=0, patience=0))
     assert isinstance(caught.value.__cause__, ServerUnreachable)
     assert (caught.value.output, caught.value.destination) == (PNG, folder)
     assert 3 <= reset.hits <= 6  # aiohttp itself repeats a GET once on a connection that was kept
@@ -282,12 +282,38 @@ async def test_a_part_that_nobody_asked_for_is_not_the_file(comfyui: sim.Sim, ap
 # -- answers that are no file --
 
 
-async def test_a_file_that_is_gone_is_not_asked_for_again(comfyui: sim.Sim, api: Api, folder: Path) -> None:
+async def test_a_file_that_is_gone_is_asked_for_once_more(comfyui: sim.Sim, api: Api, folder: Path) -> None:
     gone = comfyui.faults.add("GET", "/view", sim.gone(), times=None)
     with pytest.raises(OutputUnavailable, match="no longer has this file: run the workflow again"):
-        await save(api, PNG, folder)
-    assert gone.hits == 1
+        await save(api, PNG, folder, retries=AT_ONCE)
+    assert gone.hits == 2
     assert names(folder) == []
+
+
+async def test_one_answer_that_a_file_is_gone_is_no_verdict(
+    comfyui: sim.Sim, api: Api, folder: Path, there: Callable[[str, bytes], Path]
+) -> None:
+    comfyui.faults.add("GET", "/view", sim.gone())
+    assert (await save(api, PNG, folder, retries=AT_ONCE)).path.read_bytes() == PICTURE
+
+
+async def test_a_server_that_starts_again_is_waited_for(comfyui: sim.Sim, api: Api, folder: Path) -> None:
+    await comfyui.kill()
+    tries = Retries(attempts=1, first=0.01, ceiling=0.01)
+    saving = asyncio.create_task(save(api, PNG, folder, retries=tries))
+    await asyncio.wait([saving], timeout=0.1)
+    assert not saving.done()
+    await comfyui.start()
+    assert (await saving).path.read_bytes() == PICTURE
+
+
+async def test_files_that_came_are_told_with_the_one_that_did_not(
+    comfyui: sim.Sim, api: Api, folder: Path
+) -> None:
+    lost = OutputFile("9", "lost.png")
+    with pytest.raises(OutputUnavailable) as caught:
+        await save_all(api, [PNG, lost], folder, retries=AT_ONCE)
+    assert [saved.path.name for saved in caught.value.saved] == ["x.png"]
 
 
 @pytest.mark.parametrize(("status", "hits"), [(403, 1), (400, 1), (503, 3), (500, 3)])
@@ -296,7 +322,7 @@ async def test_only_a_passing_trouble_is_worth_another_try(
 ) -> None:
     fault = comfyui.faults.add("GET", "/view", sim.answer(status), times=None)
     with pytest.raises(DownloadError, match=str(status)):
-        await save(api, PNG, folder, retries=Retries(attempts=3, first=0))
+        await save(api, PNG, folder, retries=Retries(attempts=3, first=0, patience=0))
     assert fault.hits == hits
 
 
@@ -440,7 +466,7 @@ async def test_every_step_forward_renews_the_budget(folder: Path) -> None:
 async def test_starting_over_and_over_is_no_progress(folder: Path) -> None:
     source = Scripted([Breaking([LONG[:200_000]], length=1_000_000, etag=None)])
     with pytest.raises(DownloadError, match="it broke"):
-        await save(source, TEXT, folder, retries=Retries(attempts=3, first=0))
+        await save(source, TEXT, folder, retries=Retries(attempts=3, first=0, patience=0))
     assert source.offsets == [0, 0, 0]
     assert names(folder) == []
 

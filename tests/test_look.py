@@ -8,9 +8,10 @@ from graphs import image
 
 from comfyflow import events as e
 from comfyflow.api import Api, Server
+from comfyflow.errors import BadAnswer
 from comfyflow.look import Looker
 from comfyflow.models import Timeouts
-from comfyflow.sim import Sim
+from comfyflow.sim import Sim, answer
 
 
 async def submitted(sim: Sim) -> str:
@@ -53,3 +54,25 @@ async def test_a_look_asks_as_little_as_it_can(
         assert await asked(running, announced=True) == (e.Recorded, ["/history"])
         assert await asked("nobody") == (e.Absent, lost)
         await api.close()
+
+
+@pytest.mark.parametrize(("profile", "keeps"), [("0.27", True), ("0.3.64", True), ("0.3.40", False)])
+async def test_whether_a_server_keeps_our_ids_is_found_out_once(profile: str, keeps: bool) -> None:
+    async with Sim(profile=profile) as sim:
+        api = Api(Server.at(sim.url), Timeouts())
+        looker = Looker(api)
+        sim.faults.add("GET", "/features", answer(503))
+        with pytest.raises(BadAnswer):
+            await looker.keeps_ids()
+        assert [await looker.keeps_ids(), await looker.keeps_ids()] == [keeps] * 2
+        assert sim.requests.count(("GET", "/features")) == (2 if keeps else 3)
+        await api.close()
+
+
+async def test_a_server_with_jobs_keeps_our_ids(comfyui: Sim) -> None:
+    api = Api(Server.at(comfyui.url), Timeouts())
+    looker = Looker(api)
+    await looker.look("nobody")
+    assert await looker.keeps_ids()
+    assert ("GET", "/features") not in comfyui.requests
+    await api.close()

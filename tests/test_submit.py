@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 from graphs import image
 
 from comfyflow import submit
@@ -15,7 +16,8 @@ from comfyflow.api import Api, Server
 from comfyflow.errors import BadAnswer, ServerError, ServerUnreachable, UsageError, WorkflowRejected
 from comfyflow.look import Looker
 from comfyflow.models import Ambiguous, Timeouts
-from comfyflow.sim import Sim, answer, login_page, reset, reset_after, stall
+from comfyflow.sim import Fault, Sim, answer, login_page, reset, reset_after, stall
+from comfyflow.tracker import ABSENCES
 
 NOT_FOUND = answer(404, b'{"error": "Job not found"}', content_type="application/json")
 GARBAGE = answer(200, b"\0", after=True)
@@ -33,6 +35,14 @@ async def api(comfyui: Sim) -> AsyncIterator[Api]:
     made = Api(Server.at(comfyui.url), Timeouts(answer=0.2))
     yield made
     await made.close()
+
+
+async def held_back(request: web.Request, handler: Any, fault: Fault) -> web.StreamResponse:
+    """As in a proxy's queue: it has the whole request, and passes it on though its client has gone."""
+    await request.read()
+    await fault.released()
+    response: web.StreamResponse = await handler(request)
+    return response
 
 
 def body(**more: Any) -> dict[str, Any]:
@@ -124,10 +134,10 @@ async def test_a_request_that_is_read_late_is_found_and_not_sent_again(
     comfyui: Sim, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submit, "SETTLE_LATE", 30.0)
-    post = comfyui.faults.add("POST", "/prompt", stall())
+    post = comfyui.faults.add("POST", "/prompt", held_back)
     sent = body()
     sending = asyncio.create_task(submit.send_once(api, Looker(api), sent))
-    await comfyui.wait_for(lambda: comfyui.looks() >= 2 * submit.ABSENCES)
+    await comfyui.wait_for(lambda: comfyui.looks() >= 2 * ABSENCES)
     post.release()
     assert not (await sending).answered
     await comfyui.wait_idle()
@@ -187,6 +197,16 @@ async def test_a_server_that_restarts_meanwhile_gets_it_again(comfyui: Sim, api:
         assert (await sending).prompt_id == sent["prompt_id"]
         await comfyui.release()
         await comfyui.wait_idle()
+
+
+async def test_a_request_that_the_server_has_not_read_yet_is_taken_back(comfyui: Sim, api: Api) -> None:
+    post = comfyui.faults.add("POST", "/prompt", stall())
+    sent, later = body(), body()
+    await submit.send_once(api, Looker(api), sent)
+    post.release()
+    await api.prompt(later)
+    await comfyui.wait_idle()
+    assert comfyui.executed == {sent["prompt_id"]: 1, later["prompt_id"]: 1}
 
 
 # --- what is left to the caller
@@ -315,7 +335,7 @@ async def test_what_an_earlier_program_did_not_get_to_send_is_sent(
     sent = body()
     assert (await submit.send_once(api, Looker(api), sent, ambiguous=ambiguous, maybe_sent=True)).answered
     looks = [path for method, path in comfyui.requests if method == "GET"]
-    assert comfyui.requests.index(("POST", "/prompt")) >= submit.ABSENCES
+    assert comfyui.requests.index(("POST", "/prompt")) >= ABSENCES
     assert looks
 
 

@@ -29,6 +29,7 @@ MAX_SIZE = 64 << 30
 """Bytes that a file may have unless the caller says otherwise."""
 
 PROGRESS = 64 << 10  # bytes an attempt has to get farther than any before it, to renew the budget of attempts
+_AWAY = frozenset({502, 503, 504})  # what a proxy says while the server behind it starts
 _TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 T = TypeVar("T")
@@ -76,20 +77,24 @@ class Source(Protocol):
 class Retries:
     """How often to try, and how long to wait in between, in seconds.
 
-    `attempts` in a row without progress end it; `damaged` is how often a file that arrived damaged is read
-    again. The waits are `first`, then times `factor`, up to `ceiling`, each shortened by chance by up to a
-    half.
+    `attempts` in a row without progress end it, but a server that is away gets `patience` seconds in any
+    case: ComfyUI takes 7 to 60 s to start, and after that the file is there as before. `damaged` is how often
+    a file that arrived damaged is read again, `missing` how often one that is not there is asked for again.
+    The waits are `first`, then times `factor`, up to `ceiling`, each shortened by chance by up to a half.
     """
 
     attempts: int = 5
     damaged: int = 2
+    missing: int = 1
+    patience: float = 120.0
     first: float = 0.25
     factor: float = 2.0
     ceiling: float = 10.0
 
     def wait(self, failures: int) -> float:
         """Seconds to wait after so many failures in a row."""
-        return min(self.ceiling, self.first * self.factor ** (failures - 1)) * random.uniform(0.5, 1.0)
+        power = min(failures - 1, 32)  # after many of them a float is too small for the next
+        return min(self.ceiling, self.first * self.factor**power) * random.uniform(0.5, 1.0)
 
 
 _RETRIES = Retries()
@@ -167,7 +172,7 @@ async def save_all(
 
     Where ComfyUI's output folder is `mounted` here files are taken from there, and over HTTP when that does
     not work. When one fails the others are still brought; then the first error (in the order of `outputs`) is
-    raised.
+    raised, with those in its `saved`.
     """
     wanted = list(outputs)
     limit = limiter or anyio.CapacityLimiter(downloads)
@@ -189,10 +194,12 @@ async def save_all(
         async with anyio.create_task_group() as group:
             for place, output in enumerate(wanted):
                 group.start_soon(bring, place, output)
-    errors = [result for result in done if isinstance(result, DownloadError)]
-    if errors:
-        raise errors[0]
-    return [result for result in done if isinstance(result, SavedFile)]
+    saved = [result for result in done if isinstance(result, SavedFile)]
+    for result in done:
+        if isinstance(result, DownloadError):
+            result.saved = tuple(saved)
+            raise result
+    return saved
 
 
 async def _from_mount(
@@ -223,6 +230,8 @@ class _Download:
         self._total: int | None = None
         self._blocks: Blocks | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._missed = 0
+        self._since = 0.0  # when the failures in a row began
 
     async def run(self) -> SavedFile:
         failures, damages, farthest = 0, 0, 0
@@ -240,10 +249,18 @@ class _Download:
             if self._part.size >= farthest + PROGRESS:
                 failures, farthest = 0, self._part.size
             failures += 1
-            if hopeless or failures >= self._retries.attempts:
+            if hopeless or not self._may_try_again(failures, cause):
                 raise self._part.error(str(cause)) from cause
             log.info("%s: %s; trying again", self._part.output.filename, cause)
             await anyio.sleep(self._retries.wait(failures))
+
+    def _may_try_again(self, failures: int, cause: Exception) -> bool:
+        now = anyio.current_time()
+        if failures == 1:
+            self._since = now
+        refused = isinstance(cause, ServerUnreachable) and not cause.sent
+        away = refused or (isinstance(cause, BadAnswer) and cause.status in _AWAY)
+        return failures < self._retries.attempts or (away and now - self._since < self._retries.patience)
 
     async def _attempt(self) -> SavedFile:
         if self._part.size and self._etag is None:
@@ -251,6 +268,9 @@ class _Download:
         offset = self._part.size
         async with self._source.open_view(self._part.output, offset=offset, etag=self._etag) as answer:
             if answer.status == 404:
+                self._missed += 1
+                if self._missed <= self._retries.missing:  # a server that starts, a proxy that has lost it
+                    raise _Interrupted("the server does not have this file")
                 reason = "the server no longer has this file: run the workflow again"
                 raise OutputUnavailable(reason, output=self._part.output, destination=self._part.folder)
             complete = answer.status == 416 and answer.total == offset

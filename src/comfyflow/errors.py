@@ -12,7 +12,7 @@ ComfyflowError
 │  ├─ JobCancelled
 │  ├─ JobLost
 │  └─ JobTimeout              also a TimeoutError
-├─ DownloadError              .output .reason
+├─ DownloadError              .output .reason .saved
 │  └─ OutputUnavailable       listed by the server, but gone
 ├─ StoreError                                        the database refuses, or the record is wrong
 │  └─ StoreUnavailable       it cannot be reached now; later it may
@@ -30,7 +30,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .models import JobFailure, JobState, JobView, OutputFile
+from .models import JobFailure, JobState, JobView, OutputFile, SavedFile
 
 
 class ComfyflowError(Exception):
@@ -165,7 +165,10 @@ def _where(failure: JobFailure, titles: Mapping[str, str]) -> str:
 
 
 class DownloadError(ComfyflowError):
-    """A file could not be brought here whole; nothing was left under its final name."""
+    """A file could not be brought here whole; nothing was left under its final name. `saved` are the files of
+    the same job that could."""
+
+    saved: tuple[SavedFile, ...] = ()
 
     def __init__(self, reason: str, *, output: OutputFile, destination: Path | None = None) -> None:
         super().__init__(f"{output.filename!r} could not be saved: {reason}")

@@ -497,7 +497,8 @@ class Runner:
             await self.store.log(JobEvent(job.prompt_id, "download_failed", {"reason": str(error)}))
             if isinstance(error, OutputUnavailable):  # nobody will ever have it again
                 failure = JobFailure(str(error), error.output.node_id, exception_type=type(error).__name__)
-                await self._record(job, replace(result, state=JobState.FAILED, failure=failure))
+                failed = replace(result, state=JobState.FAILED, failure=failure)
+                await self._record(job, failed, error.saved)
             raise
         await self._record(job, result, tuple(files))
         return tuple(files)
