@@ -296,7 +296,8 @@ async def soak(options: Options, seed: int) -> Row:
     """One seed, from the first job to the verdict."""
     folder = Path(tempfile.mkdtemp(prefix=f"soak-{seed}-", dir=options.keep))
     folder.chmod(0o711)  # root's PostgreSQL runs as another user
-    logging.basicConfig(filename=folder / "server.log", level=logging.INFO, force=True)
+    form = "%(asctime)s %(name)s %(message)s"
+    logging.basicConfig(filename=folder / "server.log", level=logging.INFO, format=form, force=True)
     began = time.monotonic()
     async with staged(options, seed, folder) as stage:
         await play(stage, options, seed)

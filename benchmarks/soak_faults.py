@@ -8,6 +8,7 @@ only one of each kind to one victim. Each of them ends by itself, so that progre
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
@@ -37,6 +38,8 @@ from comfyflow.sim import (
     zero_tail,
 )
 from comfyflow.sim.faults import Handler, abort
+
+log = logging.getLogger("soak")
 
 
 class Kind(StrEnum):
@@ -243,10 +246,12 @@ class Trouble:
         self._tasks.clear()
 
     async def _do(self, draw: Draw, victim: tuple[Kind, int]) -> None:
+        log.info("begins: %s", draw)
         try:
             await self._work(draw)
         finally:
             self._busy.discard(victim)
+            log.info("ends: %s", draw)
         self.done[draw.kind] += 1
 
     def _work(self, draw: Draw) -> Coroutine[Any, Any, None]:

@@ -8,7 +8,7 @@ from graphs import image
 
 from comfyflow.api import Api, Server
 from comfyflow.cancel import ask_to_end
-from comfyflow.errors import NotSupported
+from comfyflow.errors import NotSupported, UsageError
 from comfyflow.models import Timeouts
 from comfyflow.sim import Sim, answer
 
@@ -60,4 +60,13 @@ async def test_a_server_that_cannot_aim_is_asked_only_by_force() -> None:
         assert posts(sim)[-1] == "/interrupt"
         await ask_to_end(api, pending)  # a waiting one needs no aim
         assert (await api.queue()).find(pending) is None
+        await api.close()
+
+
+async def test_no_id_is_not_taken_for_whatever_runs() -> None:
+    async with Sim(profile="0.3.64") as sim:
+        api, _ = Api(Server.at(sim.url), Timeouts()), await two_jobs(sim)
+        with pytest.raises(UsageError):
+            await ask_to_end(api, "", force=True)
+        assert posts(sim) == []
         await api.close()

@@ -36,7 +36,22 @@ from comfyflow import (
     WorkflowInvalid,
     WorkflowRejected,
 )
-from comfyflow.sim import Sim, answer, gone, login_page, redirect, reset, reset_after
+from comfyflow import client as module
+from comfyflow.errors import KeyConflict
+from comfyflow.models import Ambiguous
+from comfyflow.sim import (
+    Effect,
+    Fault,
+    Sim,
+    answer,
+    gone,
+    login_page,
+    redirect,
+    reset,
+    reset_after,
+    stall,
+)
+from comfyflow.workflow import Workflow
 
 QUICK = PollSchedule(first=0.02, factor=1.5, ceiling=0.1, stall_after=0.3, deaf_after=0.3)
 
@@ -566,3 +581,271 @@ async def test_a_part_that_has_run_already_is_not_said_to_be_taken_back(client: 
     assert ("already run" in str(caught.value)) == (
         (await client.result(str(caught.value.prompt_id))).state is JobState.SUCCEEDED
     )
+
+
+async def test_a_job_that_had_ended_when_it_was_found_is_told_at_once(comfyui: Sim) -> None:
+    never = PollSchedule(first=1e6, stall_after=1e6, deaf_after=1e6)
+    async with ComfyClient(comfyui.url, websocket=False, poll=never) as client:
+        comfyui.faults.add("POST", "/prompt", run_then_cut(comfyui))
+        prompt_id = await client.submit_workflow(image())
+        assert (await client.wait(prompt_id)).state is JobState.SUCCEEDED
+
+
+def run_then_cut(sim: Sim) -> Effect:
+    """The connection is cut when the job that came over it has run already."""
+    cut = reset_after()
+
+    async def effect(request: web.Request, handler: Any, fault: Fault) -> web.StreamResponse:
+        async def to_its_end(same: web.Request) -> web.StreamResponse:
+            response: web.StreamResponse = await handler(same)
+            await sim.wait_idle()
+            return response
+
+        return await cut(request, to_its_end, fault)
+
+    return effect
+
+
+@pytest.mark.parametrize("profile", ["0.27", "0.3.64"])
+async def test_a_part_of_a_workflow_is_noticed_although_the_answer_was_lost(profile: str) -> None:
+    async with Sim(profile=profile) as sim, ComfyClient(sim.url, poll=QUICK) as client:
+        await sim.hold()
+        sim.faults.add("POST", "/prompt", reset_after())
+        with pytest.raises(WorkflowRejected, match="taken back") as caught:
+            await client.submit_workflow(partly_valid())
+        assert list(caught.value.node_errors) == ["3"]
+        assert caught.value.node_errors["3"]["class_type"] == "SaveImage"
+        await sim.release()
+        sim.faults.add("POST", "/prompt", reset_after())
+        sim.faults.add("GET", "/history/*", answer(503), skip=profile != "0.27", times=1)
+        await client.submit_workflow(image())  # what it runs could not be asked: that is no error
+        sim.faults.add("POST", "/prompt", reset_after())
+        await client.submit_workflow(partly_valid(), allow_partial=True)
+
+
+# --- keys
+# ---------------------------------------------------------------------------------------------
+
+
+async def test_a_key_is_sent_once_and_gives_the_same_job_again(client: ComfyClient, comfyui: Sim) -> None:
+    graph = image()
+    again = {key: dict(node, _meta={"title": "Other"}) for key, node in reversed(graph.items())}
+    await comfyui.hold()
+    job = await client.submit_workflow(graph, idempotency_key="order 17")
+    assert await client.submit_workflow(again, idempotency_key="order 17") == job
+    await comfyui.release()
+    await client.wait(job)
+    async with ComfyClient(comfyui.url) as other:
+        assert await other.submit_workflow(graph, idempotency_key="order 17") == job
+        assert (await other.wait(job)).state is JobState.SUCCEEDED
+    assert comfyui.requests.count(("POST", "/prompt")) == 1
+    assert await client.submit_workflow(graph, idempotency_key="order 18") != job
+
+
+async def test_a_key_of_another_workflow_is_refused(client: ComfyClient, comfyui: Sim) -> None:
+    await comfyui.hold()
+    await client.submit_workflow(image(), idempotency_key="a")
+    with pytest.raises(KeyConflict, match="new key"):
+        await client.submit_workflow(image(), idempotency_key="a")
+    await comfyui.release()
+    await comfyui.wait_idle()
+    with pytest.raises(KeyConflict):
+        await client.submit_workflow(image(), idempotency_key="a")
+    assert comfyui.requests.count(("POST", "/prompt")) == 1
+
+
+async def test_tasks_with_the_same_key_send_one_request(client: ComfyClient, comfyui: Sim) -> None:
+    graph = image()
+    jobs = await asyncio.gather(*(client.submit_workflow(graph, idempotency_key="a") for _ in range(5)))
+    assert len(set(jobs)) == 1
+    await client.wait(jobs[0])
+    assert comfyui.executed == {jobs[0]: 1}
+
+
+async def test_who_is_cancelled_lets_the_next_with_the_same_key_go_on(
+    client: ComfyClient, comfyui: Sim
+) -> None:
+    graph = image()
+    stalled = comfyui.faults.add("GET", "/jobs/*", stall())
+    first, second = (
+        asyncio.create_task(client.submit_workflow(graph, idempotency_key="a")) for _ in range(2)
+    )
+    await stalled.met()
+    first.cancel()
+    await client.wait(await second)
+    assert comfyui.requests.count(("POST", "/prompt")) == 1
+    stalled.release()
+
+
+async def test_a_key_keeps_what_the_caller_says_of_it(client: ComfyClient, comfyui: Sim) -> None:
+    graph = image()
+    job = await client.submit_workflow(graph, idempotency_key="a", extra_data={"mine": 1})
+    sent = await client.sent(job)
+    assert sent is not None
+    assert sent.digest == Workflow.load(graph).digest
+    other = await client.submit_workflow(
+        image(), idempotency_key="b", extra_data={"comfyflow": {"digest": "x"}}
+    )
+    await client.wait(other)
+    history = await client.history()
+    assert history[job]["prompt"][3]["mine"] == 1
+    assert history[other]["prompt"][3]["comfyflow"] == {"digest": "x"}
+
+
+async def test_a_key_and_an_id_exclude_each_other(client: ComfyClient, comfyui: Sim) -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        await client.submit_workflow(image(), prompt_id=str(uuid.uuid4()), idempotency_key="a")
+    with pytest.raises(UsageError, match="empty"):
+        await client.submit_workflow(image(), idempotency_key="")
+    assert ("POST", "/prompt") not in comfyui.requests
+
+
+async def test_a_key_needs_a_server_that_keeps_ids() -> None:
+    async with Sim(profile="0.3.40") as old, ComfyClient(old.url) as client:
+        with pytest.raises(NotSupported, match=r"0\.3\.45"):
+            await client.submit_workflow(image(), idempotency_key="a")
+        assert ("POST", "/prompt") not in old.requests
+
+
+async def test_a_key_that_could_not_be_looked_for_has_sent_nothing(client: ComfyClient, comfyui: Sim) -> None:
+    comfyui.faults.add("GET", "/jobs/*", reset(), times=None)
+    with pytest.raises(ServerUnreachable) as caught:
+        await client.submit_workflow(image(), idempotency_key="a")
+    assert not caught.value.sent
+    assert ("POST", "/prompt") not in comfyui.requests
+
+
+async def test_what_an_earlier_program_has_sent_is_followed(client: ComfyClient, comfyui: Sim) -> None:
+    graph, job = image(), str(uuid.uuid4())
+    async with ComfyClient(comfyui.url) as killed:
+        await killed.submit_workflow(graph, prompt_id=job)
+    assert await client.submit_workflow(graph, prompt_id=job, maybe_sent=True) == job
+    assert (await client.wait(job)).state is JobState.SUCCEEDED
+    assert comfyui.executed == {job: 1}
+
+
+async def test_the_client_decides_what_becomes_of_doubts(comfyui: Sim) -> None:
+    async with ComfyClient(comfyui.url, ambiguous=Ambiguous.FAIL) as client:
+        fault = comfyui.faults.add("POST", "/prompt", reset(), times=None)
+        with pytest.raises(ServerUnreachable, match="not sent again"):
+            await client.submit_workflow(image())
+        assert fault.hits == 1
+
+
+# --- cancelling through trouble
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("effect", [reset(), reset_after(), answer(502)])
+async def test_a_request_to_end_a_job_that_got_lost_is_made_again(
+    client: ComfyClient, comfyui: Sim, monkeypatch: pytest.MonkeyPatch, effect: Effect
+) -> None:
+    monkeypatch.setattr(module, "ASK_EVERY", 0.05)
+    await comfyui.hold()
+    running, waiting = await client.submit_workflow(steps()), await client.submit_workflow(image())
+    await comfyui.wait_running(running)
+    for job in (waiting, running):
+        fault = comfyui.faults.add("POST", "/jobs/*", effect)
+        ending = asyncio.create_task(client.cancel(job))
+        if job == running:
+            await comfyui.wait_for(lambda: comfyui.engine.interrupted)
+            await comfyui.release()
+        assert await ending
+        assert fault.hits == 1
+
+
+async def test_a_server_that_never_hears_the_request_is_an_error(
+    client: ComfyClient, comfyui: Sim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ASK_EVERY", 0.01)
+    await comfyui.hold()
+    job = await client.submit_workflow(image())
+    fault = comfyui.faults.add("POST", "/jobs/*", answer(503), times=None)
+    with pytest.raises(BadAnswer, match="proxy"):
+        await client.cancel(job)
+    assert fault.hits == module.ASKS
+
+
+async def test_a_refusal_to_end_a_job_is_told_at_once(client: ComfyClient, comfyui: Sim) -> None:
+    await comfyui.hold()
+    job = await client.submit_workflow(image())
+    fault = comfyui.faults.add("POST", "/jobs/*", answer(403), times=None)
+    with pytest.raises(BadAnswer, match="credentials"):
+        await client.cancel(job)
+    assert fault.hits == 1
+    await comfyui.restart()
+    with pytest.raises(JobLost):  # it was not us who ended it
+        await client.wait(job)
+
+
+async def test_a_job_that_is_gone_before_the_answer_is_here_was_cancelled() -> None:
+    async with (
+        Sim(profile="0.3.64") as sim,
+        ComfyClient(sim.url) as other,
+        ComfyClient(sim.url, websocket=False, poll=QUICK) as client,
+    ):
+        await sim.hold()
+        await other.submit_workflow(image())
+        job = await client.submit_workflow(image())
+        waiting = asyncio.create_task(client.result(job))
+        taken_out = sim.faults.add("POST", "/queue", stall(after=True))
+        ending = asyncio.create_task(client.cancel(job))
+        await taken_out.met()
+        assert (await waiting).state is JobState.CANCELLED
+        taken_out.release()
+        assert await ending
+
+
+@pytest.mark.parametrize(
+    ("profile", "method", "path"),
+    [
+        ("0.27", "GET", "/jobs/*"),
+        ("0.27", "POST", "/jobs/*"),
+        ("0.3.64", "GET", "/queue"),
+        ("0.3.64", "POST", "/jobs/*"),
+        ("0.3.64", "POST", "/queue"),
+        ("0.3.64", "GET", "/system_stats"),
+        ("0.3.64", "POST", "/interrupt"),
+    ],
+)
+async def test_who_is_cancelled_while_cancelling_leaves_nothing_behind(
+    profile: str, method: str, path: str
+) -> None:
+    async with Sim(profile=profile) as sim, ComfyClient(sim.url, websocket=False, poll=QUICK) as owner:
+        await sim.hold()
+        job = await owner.submit_workflow(image())
+        await sim.wait_running(job)
+        async with ComfyClient(sim.url, websocket=False, poll=QUICK) as client:
+            await client.queue()  # its own tasks have begun
+            before = tasks()
+            stalled = sim.faults.add(method, path, stall())
+            ending = asyncio.create_task(client.cancel(job))
+            await stalled.met()
+            ending.cancel()
+            await asyncio.wait([ending])
+            stalled.release()
+            await asyncio.gather(*(client.queue() for _ in range(3)))  # what was in flight has come back
+            assert tasks() == before
+        await sim.release()
+        await owner.result(job)
+
+
+@pytest.mark.parametrize("when", ["asked", "waiting"])
+async def test_who_is_cancelled_while_submitting_leaves_nothing_behind(comfyui: Sim, when: str) -> None:
+    async with ComfyClient(comfyui.url, poll=QUICK) as client:
+        await client.wait(await client.submit_workflow(image()))
+        before = tasks()
+        post = comfyui.faults.add("POST", "/prompt", stall() if when == "asked" else reset_after())
+        looks = comfyui.faults.add("GET", "/jobs/*", stall(), times=None)
+        sending = asyncio.create_task(client.submit_workflow(image()))
+        await (post if when == "asked" else looks).met()
+        sending.cancel()
+        await asyncio.wait([sending])
+        comfyui.faults.clear()
+        await asyncio.gather(*(client.queue() for _ in range(3)))
+        assert tasks() == before
+
+
+def tasks() -> set[asyncio.Task[Any]]:
+    """Those that are not of the simulator's connections."""
+    return {task for task in asyncio.all_tasks() if "RequestHandler" not in repr(task)}

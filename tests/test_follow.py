@@ -4,13 +4,26 @@ for ever."""
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
+import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import pytest
 from graphs import image, steps
 
-from comfyflow import ComfyClient, JobState, PollSchedule, follow
-from comfyflow.sim import Sim, answer
+from comfyflow import (
+    ComfyClient,
+    JobState,
+    JobTimeout,
+    PollSchedule,
+    ServerUnreachable,
+    Timeouts,
+    follow,
+    link,
+)
+from comfyflow.sim import FaultProxy, Sim, answer, stall
 
 QUICK = PollSchedule(first=0.02, factor=1.5, ceiling=0.1, stall_after=0.3, deaf_after=0.3)
 CALM = PollSchedule(first=0.05, factor=1.0, ceiling=0.05, stall_after=60.0, deaf_after=60.0)
@@ -156,3 +169,180 @@ async def test_who_stops_waiting_for_a_strangers_job_stops_the_looks(comfyui: Si
         comfyui.requests.clear()
         await asyncio.gather(*(other.queue() for _ in range(20)))
         assert {path for _, path in comfyui.requests} == {"/queue"}
+
+
+# --- trouble on the way there
+# -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_half_open_connection_does_not_hide_the_end(
+    comfyui: Sim, comfyui_proxy: FaultProxy, lost: bool
+) -> None:
+    """Nobody gets a FIN, the socket looks alive, requests on kept connections get no answer; new ones do."""
+    async with ComfyClient(comfyui_proxy.url, poll=QUICK, timeout=Timeouts(answer=0.2)) as client:
+        await comfyui.hold()
+        job = await client.submit_workflow(steps())
+        await comfyui.wait_running(job)
+        comfyui_proxy.freeze(lost=lost, new=False)
+        await comfyui.release()
+        assert (await client.wait(job)).state is JobState.SUCCEEDED
+        await comfyui_proxy.wait_for(lambda: comfyui_proxy.sockets_opened == 2)
+        assert (await client.wait(await client.submit_workflow(image()))).state is JobState.SUCCEEDED
+
+
+async def test_a_proxy_that_cuts_idle_connections_is_lived_with(
+    comfyui: Sim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "RETRY_FIRST", 0.01)
+    async with (
+        FaultProxy(comfyui.url, idle_cut=0.1) as proxy,
+        ComfyClient(proxy.url, poll=QUICK) as client,
+    ):
+        await comfyui.hold()
+        job = await client.submit_workflow(image())
+        await proxy.wait_for(lambda: proxy.cuts >= 3 and proxy.sockets_opened >= 3)
+        await comfyui.release()
+        assert (await client.wait(job)).state is JobState.SUCCEEDED
+
+
+async def test_a_server_that_freezes_for_a_moment_keeps_its_socket(
+    comfyui: Sim, comfyui_proxy: FaultProxy
+) -> None:
+    """1.5 s of it is a habit of ComfyUI's: nothing of ours is as impatient."""
+    ours = PollSchedule()
+    assert min(ours.stall_after, ours.deaf_after, link.PING_TIMEOUT, Timeouts().answer or 0) > 5
+    async with ComfyClient(comfyui_proxy.url) as client:
+        await comfyui.hold()
+        job = await client.submit_workflow(image())
+        await comfyui.wait_running(job)
+        comfyui_proxy.freeze(lost=False)
+        await comfyui.release()
+        await comfyui.wait_done(job)
+        comfyui_proxy.thaw()
+        assert (await client.wait(job)).state is JobState.SUCCEEDED
+        assert comfyui_proxy.sockets_opened == 1
+
+
+async def test_a_server_that_freezes_for_longer_than_our_patience_costs_no_job(
+    comfyui: Sim, comfyui_proxy: FaultProxy
+) -> None:
+    impatient = Timeouts(connect=0.1, answer=0.1)
+    async with ComfyClient(comfyui_proxy.url, poll=QUICK, timeout=impatient) as client:
+        await comfyui.hold()
+        job = await client.submit_workflow(image())
+        comfyui_proxy.freeze(lost=False)
+        views = client.watch(job)
+        async for view in views:
+            if view.note is not None:  # a look has failed, and is no verdict
+                comfyui_proxy.thaw()
+                await comfyui.release()
+        assert view.state is JobState.SUCCEEDED
+
+
+async def test_every_wait_for_a_silent_server_ends(comfyui: Sim, comfyui_proxy: FaultProxy) -> None:
+    """By silence, and by the time in total."""
+    short = Timeouts(connect=0.1, answer=0.1, silence=0.5)
+    async with ComfyClient(comfyui_proxy.url, poll=QUICK, timeout=short) as client:
+        await comfyui.hold()
+        job = await client.submit_workflow(image())
+        comfyui_proxy.freeze(new=True)
+        with pytest.raises(JobTimeout):
+            await client.wait(job, timeout=0.05)
+        with pytest.raises(ServerUnreachable, match="timed out"):
+            await client.wait(job)
+        with pytest.raises(ServerUnreachable):
+            async for _ in client.watch(job):
+                pass
+
+
+async def test_refused_sockets_are_tried_again_until_one_holds(
+    comfyui: Sim, comfyui_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "RETRY_FIRST", 0.01)
+    async with ComfyClient(comfyui_proxy.url, poll=QUICK) as client:
+        await comfyui.hold()
+        job = await client.submit_workflow(image())
+        comfyui_proxy.refuse_sockets = True
+        comfyui_proxy.cut_sockets()
+        await comfyui_proxy.wait_for(lambda: comfyui_proxy.requests["GET", "/ws"] >= 4)
+        comfyui_proxy.refuse_sockets = False
+        await comfyui_proxy.wait_sockets()
+        await comfyui.release()
+        assert (await client.wait(job)).state is JobState.SUCCEEDED
+
+
+async def test_a_server_that_is_away_for_a_while_costs_no_job(
+    comfyui: Sim, comfyui_proxy: FaultProxy
+) -> None:
+    async with ComfyClient(comfyui_proxy.url, poll=QUICK) as client:
+        await comfyui.hold()
+        job = await client.submit_workflow(image())
+        await comfyui_proxy.refuse()
+        await comfyui.release()
+        async for view in client.watch(job):
+            if view.note is not None:
+                await comfyui_proxy.accept()
+        assert view.state is JobState.SUCCEEDED
+
+
+async def test_one_slow_look_is_no_verdict_and_holds_up_nobody_else(comfyui: Sim) -> None:
+    async with ComfyClient(comfyui.url, poll=QUICK, timeout=Timeouts(answer=0.2)) as client:
+        await comfyui.hold()
+        first, second = await client.submit_workflow(image()), await client.submit_workflow(image())
+        slow = comfyui.faults.add("GET", "/jobs/" + first, stall())
+        waiting = asyncio.create_task(client.wait(first))
+        await slow.met()
+        await comfyui.release()
+        assert (await client.wait(second)).state is JobState.SUCCEEDED
+        assert (await waiting).state is JobState.SUCCEEDED
+        slow.release()
+
+
+# --- who reads slowly, and what comes in large
+
+
+async def test_a_slow_consumer_stops_nobody_and_gets_the_latest_view(comfyui: Sim) -> None:
+    async with ComfyClient(comfyui.url, poll=CALM, previews=True) as client:
+        await comfyui.hold()
+        slow = await client.submit_workflow(steps(500))
+        async with aclosing(client.watch(slow)) as views:
+            seen = [await anext(views)]
+            await comfyui.release()
+            other = await client.submit_workflow(image())
+            assert (await client.wait(other)).state is JobState.SUCCEEDED
+            seen += [view async for view in views]
+        assert len(seen) == 2
+        assert seen[-1].state is JobState.SUCCEEDED
+
+
+async def test_a_huge_frame_passes_and_what_follows_it_is_heard(client: ComfyClient, comfyui: Sim) -> None:
+    await comfyui.hold()
+    job = await client.submit_workflow(image())
+    text = "x" * (32 * 2**20)
+    output = {"prompt_id": job, "node": "9", "display_node": "9", "output": {"text": [text]}}
+    comfyui.send_raw(json.dumps({"type": "executed", "data": output}), client.client_id)
+    await comfyui.release()
+    assert (await client.wait(job)).state is JobState.SUCCEEDED
+    assert (comfyui.looks(), comfyui.sockets) == (1, 1)
+
+
+# --- time
+
+
+@pytest.mark.parametrize("jump", [86400.0, -86400.0])
+async def test_the_wall_clock_may_jump(comfyui: Sim, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+    now, calls = time.time(), itertools.count(1)
+    monkeypatch.setattr(time, "time", lambda: now + jump * next(calls))
+    budgets = Timeouts(silence=20.0, total=20.0)
+    for websocket in (True, False):
+        async with ComfyClient(comfyui.url, poll=QUICK, timeout=budgets, websocket=websocket) as client:
+            await comfyui.hold()
+            job = await client.submit_workflow(image())
+            waiting = asyncio.create_task(client.wait(job))
+            stopped = asyncio.create_task(client.cancel(await client.submit_workflow(image())))
+            assert await stopped
+            assert not waiting.done()
+            await comfyui.release()
+            assert (await waiting).state is JobState.SUCCEEDED
+    assert next(calls) > 2

@@ -11,7 +11,7 @@ import pytest
 from clusters import Cluster, execute
 from graphs import image
 
-from comfyflow import JobState, PostgresStore, Workflow
+from comfyflow import JobState, PostgresStore, StoreUnavailable, Workflow
 from comfyflow.lease import Lease
 from comfyflow.store import Alive, Job, MemoryStore
 
@@ -115,6 +115,8 @@ async def test_without_a_database_nobody_can_have_taken_a_job(cluster: Cluster) 
     lease = Lease(store, 30.0)
     await asyncio.to_thread(cluster.stop)
     assert await lease.holds(job("a"))
+    with pytest.raises(StoreUnavailable):
+        await lease.take(job("a"))
     await lease.stop()
     await store.close()
 

@@ -850,3 +850,22 @@ async def test_a_journal_that_cannot_be_used_matters_only_when_it_is_needed(
         await road.close()
         with caplog.at_level(logging.WARNING), pytest.raises(StoreError, match="COMFYFLOW_STATE"):
             await store.add(job())
+
+
+async def test_a_job_that_others_sent_again_is_no_case_for_people(database: str, tmp_path: Path) -> None:
+    lost = JobResult("old", JobState.LOST, failure=JobFailure("forgotten"))
+    old = job("old")
+
+    def again(name: str) -> tuple[Entry, ...]:
+        return (*ending(old, lost), Added(replace(old, prompt_id=name, replaces="old", attempt=2)))
+
+    journal = Journal(tmp_path)
+    async with await PostgresStore.open(database, journal=journal) as store:
+        await store.add(old)
+        await store.write(*again("first"))
+        with pytest.raises(StoreError, match="workflow_runs_replaced_once"):
+            await store.write(*again("second"))
+        journal.append(batch_of(again("third")), store.connections.database.target)
+        assert await store.flush() == 0
+        assert (await known(store, old)).state is JobState.LOST
+    assert (journal.summary().records, journal.summary().set_aside) == (0, 0)

@@ -343,6 +343,22 @@ def test_a_prompt_without_a_client_has_an_empty_one() -> None:
     assert p.parse_sent(b'{"queue_running": [[1, "a", {"1": {}}, null]]}', "a") == p.SentPrompt({"1": {}})
 
 
+@pytest.mark.parametrize(
+    ("extra", "digest"),
+    [
+        ('{"comfyflow": {"digest": "d"}}', "d"),
+        ('{"comfyflow": {"digest": ""}}', None),
+        ('{"comfyflow": {}}', None),
+        ('{"comfyflow": 1}', None),
+        ("{}", None),
+    ],
+)
+def test_a_prompt_comes_back_with_our_digest_and_what_will_run_of_it(extra: str, digest: str | None) -> None:
+    for outputs, told in (('["9", "2"]', ("9", "2")), ("[]", ()), ("null", None)):
+        body = f'{{"queue_pending": [[1, "a", {{"9": {{}}}}, {extra}, {outputs}]]}}'.encode()
+        assert p.parse_sent(body, "a") == p.SentPrompt({"9": {}}, "", digest, told)
+
+
 def test_the_jobs_on_a_server_are_counted() -> None:
     assert p.parse_remaining(b'{"exec_info": {"queue_remaining": 3}}') == 3
     with pytest.raises(p.Malformed):

@@ -157,10 +157,12 @@ def test_a_run_is_read_from_its_row() -> None:
         "prompt_id": "p", "server": "http://s", "state": "failed", "created_at": 1.0, "submitted_at": 2.0,
         "started_at": 3.0, "finished_at": 4.0, "execution_seconds": 1.0, "prompt_text": "a cat",
         "digest": None, "client_id": "c", "error_message": "boom", "error_node": "3", "files": 2,
+        "key": "k", "attempt": 2, "replaces": "o", "replaced_by": "q",
     }  # fmt: skip
     assert run_of(row) == RunRow(
-        "p", "http://s", JobState.FAILED, 1.0, 2.0, 3.0, 4.0, 1.0, "a cat", None, "c", "boom", "3", 2
-    )
+        "p", "http://s", JobState.FAILED, 1.0, 2.0, 3.0, 4.0, 1.0, "a cat", None, "c", "boom", "3", 2,
+        "k", 2, "o", "q",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from comfyflow import (
     Workflow,
 )
 from comfyflow.postgres import PostgresStore
-from comfyflow.store import Added, Advanced, Alive, Worker, ending
+from comfyflow.store import RESUBMITTED, Added, Advanced, Alive, Worker, ending
 
 
 @pytest.fixture(params=["memory", "postgresql"])
@@ -268,3 +268,15 @@ async def test_a_job_is_replaced_once_whatever_the_order_of_the_ids(
     with pytest.raises(StoreError):
         await shared.write(Added(replace(job("second"), replaces="a", attempt=2)))
     assert await shared.get("second") is None
+
+
+@pytest.mark.parametrize("later", ["0", "z"])
+async def test_a_job_that_has_succeeded_after_all_is_not_replaced(store: Store, later: str) -> None:
+    await store.add(job("a"))
+    await store.finish(job("a"), DONE)
+    lost = JobResult("a", JobState.LOST, failure=JobFailure("forgotten"))
+    again = replace(job(later), replaces="a", attempt=2)
+    await store.write(*ending(job("a"), lost), Added(again), JobEvent("a", RESUBMITTED, {"as": later}))
+    assert await store.get(later) is None
+    assert await store.successor("a") is None
+    assert (await known(store, "a")).state is JobState.SUCCEEDED

@@ -209,6 +209,18 @@ async def test_a_request_that_the_server_has_not_read_yet_is_taken_back(comfyui:
     assert comfyui.executed == {sent["prompt_id"]: 1, later["prompt_id"]: 1}
 
 
+async def test_a_server_that_stands_still_runs_it_once(comfyui: Sim, api: Api) -> None:
+    assert await api.remaining() == 0
+    comfyui.freeze()
+    sent = body()
+    sending = asyncio.create_task(submit.send_once(api, Looker(api), sent))
+    await asyncio.wait([sending], timeout=0.5)  # the request and a look are given up
+    comfyui.thaw()
+    assert (await sending).prompt_id == sent["prompt_id"]
+    await comfyui.wait_idle()
+    assert comfyui.executed == {sent["prompt_id"]: 1}
+
+
 # --- what is left to the caller
 
 

@@ -227,3 +227,12 @@ def test_what_was_pruned_or_would_be() -> None:
     (line,) = pruned_lines(pruned, dry_run=False)
     assert line == "gone: 2 jobs, 8 events, 3 rows of files, 1 stored contents, 3 files on disk (2.0 KiB)"
     assert pruned_lines(pruned, dry_run=True)[0].startswith("would go: ")
+
+
+def test_a_job_that_was_sent_again_names_the_other_one() -> None:
+    lost = run(key="order 17", replaced_by="def")
+    assert {"key: order 17", "replaced by: def"} <= set(run_lines(lost, [], []))
+    again = run(replaces="abc", attempt=2)
+    assert "replaces: abc" in list(run_lines(again, [], []))
+    told = run_document(again)
+    assert (told["key"], told["attempt"], told["replaces"], told["replaced_by"]) == (None, 2, "abc", None)

@@ -16,7 +16,7 @@ import socket
 import ssl as tls
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from json import dumps
 from typing import Any, NoReturn, TypeVar
@@ -151,7 +151,8 @@ class Body(aiohttp.Payload):
             return
         here = self._transport.get_extra_info("socket")
         if here is not None and here.fileno() != -1:
-            here.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            with suppress(OSError, TypeError):  # TypeError: loops of another make need not let us
+                here.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self._transport.abort()
 
 

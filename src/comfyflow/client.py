@@ -98,7 +98,7 @@ class ComfyClient:
         self._api = Api(self.server, timeout, session=session, ssl=ssl)
         self._looker = Looker(self._api)
         self._follower: Follower | None = None
-        self._ambiguous = ambiguous
+        self.ambiguous = ambiguous
         self._sending: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._answered = False  # it has been seen to be a ComfyUI
         self._found: Path | None = None  # the folder that took a file last
@@ -409,7 +409,7 @@ class ComfyClient:
         follower.add(tracker)
         try:
             submission = await send_once(
-                self._api, self._looker, body, ambiguous=self._ambiguous, maybe_sent=maybe_sent
+                self._api, self._looker, body, ambiguous=self.ambiguous, maybe_sent=maybe_sent
             )
         except BaseException:
             follower.forget(tracker.prompt_id)

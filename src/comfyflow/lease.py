@@ -90,18 +90,19 @@ class Lease:
     async def holds(self, job: Job) -> bool:
         """Whether a job may be sent: it is still ours. A program that stood still for longer than the lease
         (a closed laptop) has lost it, and maybe to somebody else."""
-        return self._left() > 0 or await self.take(job)
-
-    async def take(self, job: Job) -> bool:
-        """Hold a job that nobody alive holds. A database that is away or refuses stops no job: it is away for
-        others too, as a rule, and the answer is True then."""
+        if self._left() > 0:
+            return True
         try:
-            await self._renew()
-            dead = await self._dead(job.server)
-            return await self._store.take(job.prompt_id, self.worker, dead=dead)
-        except StoreError as error:
+            return await self.take(job)
+        except StoreError as error:  # a database that is away stops no job: it is away for others too
             log.info("whether job %s is ours cannot be asked: %s", job.prompt_id, error)
             return True
+
+    async def take(self, job: Job) -> bool:
+        """Hold a job that nobody alive holds. Raises StoreError."""
+        await self._renew()
+        dead = await self._dead(job.server)
+        return await self._store.take(job.prompt_id, self.worker, dead=dead)
 
     async def claim(self, server: str, limit: int, *, besides: Collection[str]) -> list[JobRecord]:
         """Hold up to `limit` jobs of this server that nobody alive works on, `besides` those. Raises

@@ -43,6 +43,7 @@ from .store import Advanced, Entry, Holding, Job, JobEvent, JobRecord, Store, Wo
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+REPLACED_ONCE = "workflow_runs_replaced_once"  # sql/0002_workers.sql
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # s between two attempts to reach a database that is away
 DISK = 60.0  # s that the journal's disk gets
 LANES, GROUP = 2, 20  # statements under way at once, and writes in one of them
@@ -56,6 +57,10 @@ _OF_THE_DATA = (  # what the database will refuse again and again
 
 class _Refused(StoreError):
     """The fault is in what was to be written: no database will ever take it."""
+
+
+class _Replaced(_Refused):
+    """Somebody else has sent this lost job again already. Nothing is lost by that: the row is there."""
 
 
 @dataclass(slots=True)
@@ -269,6 +274,8 @@ class PostgresStore(Store):
         """An outcome that is refused is raised, and yet not thrown away: nobody can tell it again."""
         try:
             await self._record(batch)
+        except _Replaced:
+            raise
         except _Refused as error:
             if self._journal is not None and batch.ends:
                 await self._on_disk(self._journal.put_aside, batch, self._target, str(error))
@@ -421,6 +428,9 @@ class PostgresStore(Store):
                 for rename in renames:
                     await connection.execute(RENAME, rename["new"], rename["old"])
                 return _check(await connection.fetch(statement, text))
+        except asyncpg.UniqueViolationError as error:
+            kind = _Replaced if error.constraint_name == REPLACED_ONCE else _Refused
+            raise kind(str(translated(error, self.connections.database))) from None
         except _OF_THE_DATA as error:
             raise _Refused(str(translated(error, self.connections.database))) from None
 
@@ -494,6 +504,8 @@ class PostgresStore(Store):
             try:
                 await self._attempt(batch)
                 count += 1
+            except _Replaced as error:
+                log.info("not written: %s", error)
             except _Refused as error:
                 await self._on_disk(draining.refuse, str(error))
         return count

@@ -91,7 +91,8 @@ class AssetFilter:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A job as lists show it. `execution_seconds` by the server's clock; `files` counts its assets."""
+    """A job as lists show it. `execution_seconds` by the server's clock; `files` counts its assets. A lost
+    job that was sent again is `replaced_by` the new one."""
 
     prompt_id: str
     server: str
@@ -107,6 +108,10 @@ class RunRow:
     error_message: str | None
     error_node: str | None
     files: int
+    key: str | None = None
+    attempt: int = 1
+    replaces: str | None = None
+    replaced_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +198,8 @@ class _Conditions:
 
 RUN_COLUMNS = """
     r.prompt_id, r.server, r.state, r.execution_seconds, r.prompt_text, r.digest, r.client_id,
+    r.key, r.attempt, r.replaces,
+    (SELECT s.prompt_id FROM workflow_runs AS s WHERE s.replaces = r.prompt_id) AS replaced_by,
     extract(epoch FROM r.created_at)::float8 AS created_at,
     extract(epoch FROM r.submitted_at)::float8 AS submitted_at,
     extract(epoch FROM r.started_at)::float8 AS started_at,
@@ -297,6 +304,7 @@ def run_of(row: Row) -> RunRow:
         row["prompt_id"], row["server"], JobState(row["state"]), row["created_at"], row["submitted_at"],
         row["started_at"], row["finished_at"], row["execution_seconds"], row["prompt_text"], row["digest"],
         row["client_id"], row["error_message"], row["error_node"], row["files"],
+        row["key"], row["attempt"], row["replaces"], row["replaced_by"],
     )  # fmt: skip
 
 

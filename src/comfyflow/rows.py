@@ -18,6 +18,7 @@ import msgspec
 from .errors import WorkflowInvalid
 from .models import JobFailure, JobResult, JobState, OutputFile, OutputText, SavedFile
 from .store import (
+    RESUBMITTED,
     Accepted,
     Added,
     Advanced,
@@ -234,7 +235,7 @@ class _Fold:
         run = self._run(event.prompt_id)
         row = {"event_id": _uuid(event.event_id), "prompt_id": run["prompt_id"], "kind": event.kind}
         row |= {"detail": dict(event.detail), "at": event.at}
-        if event.event_id == outcome_id(event.prompt_id):
+        if event.kind == RESUBMITTED or event.event_id == outcome_id(event.prompt_id):
             row["ends"] = True  # it stands and falls with the outcome
         self.events.append(row)
 

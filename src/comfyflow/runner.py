@@ -43,16 +43,17 @@ from .errors import (
     error_of,
 )
 from .lease import Lease
-from .models import JobFailure, JobResult, JobState, JobView, OnLost, SavedFile
+from .models import Ambiguous, JobFailure, JobResult, JobState, JobView, OnLost, SavedFile
 from .several import end, ended, iterated
 from .shield import to_the_end
-from .store import Accepted, Advanced, Holding, Job, JobEvent, JobRecord, Kept, Store, ending
+from .store import RESUBMITTED, Accepted, Advanced, Holding, Job, JobEvent, JobRecord, Kept, Store, ending
 from .submit import key_id
 from .sweep import sweep
 from .workflow import Workflow
 
 OnView = Callable[[JobView], None]
 CANCEL = "cancel_requested"  # the kind of an event
+ASK_EVERY = 0.25  # s between looks at a job that another program is about to send
 LAST_WORDS = 30.0  # s for writing down an outcome although the caller was cancelled; stores give up sooner
 
 
@@ -134,7 +135,8 @@ class Runner:
 
         The record is there before the request leaves. A refused job is recorded as failed. With a `key` that
         the record or the server knows nothing is sent, and the job that is there is returned, ended or not;
-        Raises KeyConflict when that has another graph. One that never came to the server is sent again.
+        one that never came to the server is sent again. KeyConflict is raised when it has another graph, and
+        StoreError when the record cannot be asked: it may have been sent before (`Ambiguous.RESEND` sends).
         """
         job = self._job(Workflow.load(workflow), key)
         with self._lease.busy(job.prompt_id):
@@ -204,6 +206,8 @@ class Runner:
         known = None
         with suppress(StoreError):  # a record that cannot be read: the server may still know the job
             known = await self.store.get(prompt_id)
+        if known is not None and known.state is JobState.CREATED:
+            await self._check_sent(known.job)
         if known is not None and known.job.workflow is not None and known.job.client_id:
             return known.job
         job = await self._told(prompt_id, None if known is None else known.job)
@@ -282,6 +286,13 @@ class Runner:
     def _is_here(self, job: Job) -> bool:
         return job.server == str(self.client.server)
 
+    async def _check_sent(self, job: Job) -> None:
+        """A job that is recorded and has not come to the server is not lost."""
+        view = await self.client.poll_status(job.prompt_id)
+        if view.state is JobState.LOST and self._is_here(job):
+            text = f"job {job.prompt_id} is recorded, but has not come to the server"
+            raise JobLost(f"{text}: `comfyflow resume` sends it", view=replace(view, result=None))
+
     async def _told(self, prompt_id: str, known: Job | None) -> Job:
         """A job as the server tells it; what is recorded already (n8n writes bare rows) stays."""
         sent = await self.client.sent(prompt_id)
@@ -330,22 +341,33 @@ class Runner:
 
     async def _submit_once(self, job: Job) -> Job:
         """The job of a key: whoever writes its row first sends it."""
-        record = await self._of_key(job)
-        if record is not None and _never_ran(record):
-            return await self._replace(record.job)
-        known = record is not None
-        if record is None:
+        try:
+            record = await self._of_key(job)
+            if record is not None and _never_ran(record):
+                return await self._replace(record.job)
+            known = record is not None
+            if record is None:
+                await self.store.write(*self._lease.added(job))
+                record = JobRecord(job)
+            while not (mine := await self._may_send(record)) and record.state is JobState.CREATED:
+                await anyio.sleep(ASK_EVERY)  # another program is about to send it, or dies
+                record, known = await self._of_key(job) or record, True
+        except StoreError:
+            if self.client.ambiguous is not Ambiguous.RESEND:
+                raise
             await self.store.write(*self._lease.added(job))
-            record = JobRecord(job)
-        if record.state is JobState.CREATED and await self._lease.take(record.job):
+            record, mine, known = JobRecord(job), True, True
+        if mine:
             return await self._send(record.job, maybe_sent=known, first=not known)
-        record = await self._of_key(job) or record
         self._on_job(record.job)
         return record.job
 
+    async def _may_send(self, record: JobRecord) -> bool:
+        return record.state is JobState.CREATED and await self._lease.take(record.job)
+
     async def _of_key(self, job: Job) -> JobRecord | None:
-        """What is recorded under the key of `job`, or in place of that. Raises KeyConflict."""
-        record = await self._latest(job.prompt_id)
+        """What is recorded under the key of `job`, or in place of that. Raises KeyConflict, StoreError."""
+        record = await self.store.successor(job.prompt_id) or await self.store.get(job.prompt_id)
         there = None if record is None else record.job.workflow
         if there is not None and job.workflow is not None and there.digest != job.workflow.digest:
             text = f"the key {job.key!r} belongs to job {job.prompt_id}, which has another workflow"
@@ -392,15 +414,16 @@ class Runner:
         """Send a job again under a new id; its outcome `lost` is written together with the new row."""
         assert job.workflow is not None
         new = replace(self._job(job.workflow), key=job.key, replaces=job.prompt_id, attempt=job.attempt + 1)
-        told = JobEvent(job.prompt_id, "resubmitted", {"as": new.prompt_id})
+        told = JobEvent(job.prompt_id, RESUBMITTED, {"as": new.prompt_id})
         with self._lease.busy(new.prompt_id):
             outcome = () if lost is None else ending(job, lost)
             with suppress(StoreError):  # somebody else was quicker: then it is not ours
                 await self._to_the_end(job, self.store.write(*outcome, *self._lease.added(new), told))
+            # Where that cannot be asked the new row waits in the journal, and `resume` sends it.
             if await self._lease.take(new):
                 return await self._send(new, first=False)
         later = await self._latest(job.prompt_id)
-        if later is None or later.job.prompt_id == job.prompt_id:
+        if later is None or (later.job.prompt_id == job.prompt_id and later.result is None):
             raise StoreError(f"job {job.prompt_id} is not sent again: that could not be recorded")
         return later.job
 

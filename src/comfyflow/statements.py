@@ -86,6 +86,7 @@ _ANY = f""", written AS (
         to_timestamp(started_at), to_timestamp(finished_at), key, worker, replaces, coalesce(attempt, 1),
         folder
     FROM runs WHERE state IS NOT NULL AND NOT EXISTS (SELECT FROM wrong)
+        AND NOT EXISTS (SELECT FROM late WHERE late.prompt_id = runs.replaces) -- not lost: it has another end
     ON CONFLICT (prompt_id) DO UPDATE SET {(_FIRST + _FORWARD).replace("new.", "excluded.")}
     WHERE {f"{_SOMETHING_NEW} OR {_SOMETHING_FIRST}".replace("new.", "excluded.")}
 )"""

@@ -79,6 +79,9 @@ class JobEvent:
     event_id: str = field(default_factory=lambda: str(uuid4()), compare=False)
 
 
+RESUBMITTED = "resubmitted"  # the event of a lost job that was sent again
+
+
 @dataclass(frozen=True, slots=True)
 class Alive:
     """The worker holds its jobs for `seconds` more, from the moment in which this is written."""
@@ -89,7 +92,11 @@ class Alive:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A job is known before it is sent. It is held by `worker` unless somebody else knew it before."""
+    """A job is known before it is sent. It is held by `worker` unless somebody else knew it before.
+
+    One that `replaces` a job which has just turned out to have another end than the one that is written here
+    is not added.
+    """
 
     job: Job
     worker: str | None = None
@@ -300,6 +307,9 @@ class MemoryStore(Store):
                 self._finish(job.prompt_id, result, files)
 
     def _add(self, job: Job) -> None:
+        before = self._records.get(job.replaces or "")
+        if before is not None and before.state in (JobState.SUCCEEDED, JobState.CANCELLED):
+            return
         record = self._records.setdefault(job.prompt_id, JobRecord(job))
         known = record.job
         filled = replace(

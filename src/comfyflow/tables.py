@@ -107,6 +107,10 @@ def run_document(run: RunRow) -> dict[str, Any]:
         "prompt_text": run.prompt_text,
         "digest": run.digest,
         "files": run.files,
+        "key": run.key,
+        "attempt": run.attempt,
+        "replaces": run.replaces,
+        "replaced_by": run.replaced_by,
         "error": None
         if run.error_message is None
         else {"message": run.error_message, "node_id": run.error_node},
@@ -126,6 +130,9 @@ def run_lines(
         "took": took_text(run.execution_seconds),
         "workflow": run.digest or "-",
         "prompt": run.prompt_text or "-",
+        "key": run.key,
+        "replaces": run.replaces,
+        "replaced by": run.replaced_by,
         "error": run.error_message,
     }
     for name, fact in facts.items():
