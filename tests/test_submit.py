@@ -98,6 +98,17 @@ async def test_what_cannot_be_found_out_is_said(comfyui: Sim, api: Api) -> None:
     assert caught.value.sent
 
 
+async def test_a_look_without_end_ends_too(comfyui: Sim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "GIVE_UP", 0.2)
+    api = Api(Server.at(comfyui.url), Timeouts(answer=None))
+    comfyui.faults.add("POST", "/prompt", reset_after())
+    comfyui.faults.add("GET", "*", stall(), times=None)
+    with pytest.raises(ServerUnreachable, match="comfyflow status") as caught:
+        await submit.send_once(api, Looker(api), body())
+    assert caught.value.sent
+    await api.close()
+
+
 async def test_clear_answers_are_final(comfyui: Sim, api: Api) -> None:
     cases: list[tuple[Any, type[ServerError]]] = [(answer(401), BadAnswer), (answer(500), BadAnswer)]
     for effect, kind in cases:

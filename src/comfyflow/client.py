@@ -432,8 +432,8 @@ class ComfyClient:
             sent = await self._api.sent(prompt_id)
             if sent is None or sent.outputs is None:
                 return {}
-            others = {key: node for key, node in sent.graph.items() if key not in sent.outputs}
-            kinds = {key: str(node.get("class_type")) for key, node in others.items()}
+            others = {key: node for key, node in sent.graph.items() if isinstance(node, dict)}
+            kinds = {key: str(others[key].get("class_type")) for key in others.keys() - sent.outputs}
             ends = {kind for kind in set(kinds.values()) if await self._is_output(kind)}
             return {key: {"class_type": kind, "errors": []} for key, kind in kinds.items() if kind in ends}
         return {}
