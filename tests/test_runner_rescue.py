@@ -8,21 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from clusters import execute
+from clusters import Cluster, execute
 from graphs import alone, image, steps
 
 from comfyflow import (
+    Ambiguous,
     ComfyClient,
     JobCancelled,
     JobFailed,
     JobLost,
     JobState,
+    Journal,
     MemoryStore,
     PollSchedule,
     PostgresStore,
     Runner,
     ServerUnreachable,
     StoreError,
+    StoreUnavailable,
     Workflow,
     WorkflowRejected,
 )
@@ -154,6 +157,53 @@ async def test_without_a_record_the_server_knows_the_key(
         async with Runner(client, MemoryStore(), tmp_path / name) as runner:
             assert (await runner.run(graph, key="k")).files[0].path.parent == tmp_path / name
     assert set(comfyui.executed.values()) == {1}
+
+
+async def test_a_key_whose_record_is_away_sends_nothing_unless_that_is_allowed(
+    comfyui: Sim, cluster: Cluster, tmp_path: Path
+) -> None:
+    store = await PostgresStore.open(cluster.dsn, journal=Journal(tmp_path / "journal"))
+    await asyncio.to_thread(cluster.stop)
+    for policy in Ambiguous:
+        async with (
+            ComfyClient(comfyui.url, poll=QUICK, ambiguous=policy) as client,
+            Runner(client, store, tmp_path / "out") as runner,
+        ):
+            if policy is Ambiguous.RESEND:
+                assert (await runner.submit(image(), key="k")).key == "k"
+            else:
+                with pytest.raises(StoreUnavailable, match="nothing was sent"):
+                    await runner.submit(image(), key="k")
+    await store.close()
+    assert comfyui.requests.count(("POST", "/prompt")) == 1
+
+
+async def test_a_key_waits_for_the_program_that_is_about_to_send_its_job(
+    runner: Runner, comfyui: Sim, client: ComfyClient, database: str, tmp_path: Path
+) -> None:
+    graph, held = image(), comfyui.faults.add("POST", "/prompt", stall())
+    first = asyncio.create_task(runner.run(graph, key="k"))
+    await held.met()
+    async with (
+        await PostgresStore.open(database, journal=None) as store,
+        Runner(client, store, tmp_path / "other") as other,
+    ):
+        second = asyncio.create_task(other.run(graph, key="k"))
+        await asyncio.wait([second], timeout=0.3)
+        assert not second.done()
+        held.release()
+        assert (await second).prompt_id == (await first).prompt_id
+    assert set(comfyui.executed.values()) == {1}
+
+
+async def test_a_recorded_job_that_has_not_come_to_the_server_is_not_lost(
+    runner: Runner, store: PostgresStore
+) -> None:
+    job = runner._job(Workflow.load(image()))
+    await store.add(job)
+    with pytest.raises(JobLost, match="`comfyflow resume` sends it"):
+        await runner.adopt(job.prompt_id)
+    assert (await recorded(store, job.prompt_id)).state is JobState.CREATED
 
 
 # lost jobs

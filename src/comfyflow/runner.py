@@ -352,9 +352,10 @@ class Runner:
             while not (mine := await self._may_send(record)) and record.state is JobState.CREATED:
                 await anyio.sleep(ASK_EVERY)  # another program is about to send it, or dies
                 record, known = await self._of_key(job) or record, True
-        except StoreError:
+        except StoreError as error:
             if self.client.ambiguous is not Ambiguous.RESEND:
-                raise
+                text = f"{error}; nothing was sent, for the key {job.key!r} may have been used before"
+                raise type(error)(text) from error
             await self.store.write(*self._lease.added(job))
             record, mine, known = JobRecord(job), True, True
         if mine:

@@ -40,16 +40,19 @@ class OutputFolderUnusable(DownloadError):
 
 
 @asynccontextmanager
-async def recorded(call: Call, options: Named) -> AsyncIterator[Recording]:
+async def recorded(call: Call, options: Named, *, required: bool = False) -> AsyncIterator[Recording]:
     """What the jobs of a command are recorded in. When that is only the journal, a line on stderr says why.
 
-    A database that cannot be used is no reason to stop a job: see `answer`.
+    A database that cannot be used is no reason to stop a job (see `answer`), unless it is `required`: then
+    StoreError is raised.
     """
     from ..recording import recording
 
     async with AsyncExitStack() as stack:
         record = await stack.enter_async_context(recording(options.environment(), options.database))
         before = record.fault
+        if required and before is not None:
+            raise before
         _warn(record)
         try:
             yield record

@@ -117,8 +117,11 @@ async def _cancel(call: Call, settings: Settings, named: _Named, prompt_id: str,
         runner = Runner(client, record.store, settings.output)
         done = await runner.cancel(prompt_id, timeout=settings.timeouts.total, force=force)
     said = "cancelled" if done else "not cancelled: it has ended already, or the server does not know it"
-    answer(call, record, {**call.known, "cancelled": done}, [f"{prompt_id}: {said}"])
-    raise SystemExit(ExitCode.OK if done else ExitCode.FAILED)
+    document = {**call.known, "cancelled": done}
+    if not done:
+        call.answer(document, [f"{prompt_id}: {said}"])
+        raise SystemExit(ExitCode.FAILED)
+    answer(call, record, document, [f"{prompt_id}: {said}"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +139,9 @@ class _Resuming:
         """Work on all jobs, tell of each as it ends, print their files."""
         self.call.known["server"] = self.settings.shown_url
         done: list[RunResult] = []
-        async with recorded(self.call, self.options) as record:
+        async with recorded(self.call, self.options, required=True) as record:
             if record.name == "none":
                 raise UsageError("there is nothing to resume: --database none means that nothing is recorded")
-            if record.fault is not None:
-                raise record.fault
             async with AsyncExitStack() as stack:
                 runner = await self._runner(stack, record.store)
                 await runner.client.system_stats()  # a wrong address is told at once, not after the silence
