@@ -23,7 +23,6 @@ import psutil
 from comfyflow import (
     ComfyClient,
     ComfyflowError,
-    JobState,
     OnLost,
     PollSchedule,
     PostgresStore,
@@ -149,14 +148,7 @@ class Share:
         if result.error is None:
             return False
         self._note(_name_of(result), result.error)
-        while True:
-            try:
-                record = await self.store.get(result.prompt_id)
-            except StoreError:
-                await asyncio.sleep(PAUSE)
-                continue
-            submitted = record is not None and any(event.kind == "submitted" for event in record.events)
-            return record is not None and record.state is JobState.FAILED and not submitted
+        return _name_of(result) not in await self._names(STARTED)
 
     async def _resume(self) -> None:
         try:
@@ -172,7 +164,7 @@ class Share:
         journal = Journal(Path(self.order.state) / "journal")
         while True:
             try:
-                await self.store.settle()
+                await self.store.flush(wait=PAUSE)
                 if not journal.waits_for(None):
                     return {row[0] for row in await self.store.connections.fetch(query)}
             except StoreError as error:

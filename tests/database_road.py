@@ -18,7 +18,8 @@ class Road:
     """`dsn` leads over it. `round_trips` counts how often the server said ReadyForQuery.
 
     `close` cuts every connection and lets nobody in until `open`. With `swallow` answers do not arrive any
-    more although the server has done its work; the connection is cut instead.
+    more although the server has done its work; the connection is cut instead. At round trip number `cut_at`
+    that happens once.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -30,6 +31,7 @@ class Road:
         self._serving: set[asyncio.Task[None]] = set()
         self.round_trips = 0
         self.swallow = False
+        self.cut_at = 0
         account = self._there.netloc.rpartition("@")[0]
         here = self._there._replace(netloc=f"{account}@", query=f"host={self._folder}")
         self.dsn = urlunsplit(here)
@@ -96,6 +98,6 @@ class Road:
             while head := await there.readexactly(5):
                 body = await there.readexactly(int.from_bytes(head[1:], "big") - 4)
                 self.round_trips += head[:1] == b"Z"
-                if self.swallow:
+                if self.swallow or (head[:1] == b"Z" and self.round_trips == self.cut_at):
                     return
                 writer.write(head + body)

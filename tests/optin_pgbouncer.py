@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
@@ -27,7 +28,7 @@ from comfyflow.errors import StoreError, StoreUnavailable
 from comfyflow.journal import Journal
 from comfyflow.models import JobResult, JobState
 from comfyflow.postgres import PostgresStore
-from comfyflow.store import Job
+from comfyflow.store import Added, Job, Worker
 from comfyflow.workflow import Workflow
 
 PORT = 6432
@@ -152,6 +153,23 @@ async def test_many_jobs_are_recorded_over_few_sessions(bouncer: Bouncer, tmp_pa
         assert store.fault is None
         assert [left.prompt_id async for left in store.unfinished()] == []
     assert journal.summary().records == 0
+
+
+async def test_through_a_pooler_too_each_job_goes_to_one_of_those_who_claim_at_once(bouncer: Bouncer) -> None:
+    async def claimed(store: PostgresStore, number: int) -> list[str]:
+        worker, mine = Worker(f"w{number}", "host", number), list[str]()
+        await store.renew(worker, 30.0)
+        while found := await store.claim(worker, "http://gpu:8188", limit=3, busy=mine):
+            mine += [record.job.prompt_id for record in found]
+        return mine
+
+    async with (
+        await PostgresStore.open(bouncer.dsn, journal=None) as one,
+        await PostgresStore.open(bouncer.dsn, journal=None) as other,
+    ):
+        await one.write(*(Added(job(number)) for number in range(40)))
+        found = await asyncio.gather(*(claimed(store, n) for n, store in enumerate([one, other] * 4)))
+    assert sorted(chain(*found)) == sorted(f"job-{number}" for number in range(40))
 
 
 async def test_nothing_is_left_behind_in_the_sessions_of_the_server(bouncer: Bouncer, tmp_path: Path) -> None:

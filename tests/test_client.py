@@ -849,3 +849,16 @@ async def test_who_is_cancelled_while_submitting_leaves_nothing_behind(comfyui: 
 def tasks() -> set[asyncio.Task[Any]]:
     """Those that are not of the simulator's connections."""
     return {task for task in asyncio.all_tasks() if "RequestHandler" not in repr(task)}
+
+
+async def test_a_job_that_was_called_lost_is_followed_again_when_the_server_knows_it(
+    client: ComfyClient, comfyui: Sim
+) -> None:
+    prompt_id = str(uuid.uuid4())
+    async with ComfyClient(comfyui.url, poll=QUICK) as other:
+        with pytest.raises(JobLost):
+            await client.wait(prompt_id)
+        await other.submit_workflow(image(), prompt_id=prompt_id)
+        await other.wait(prompt_id)
+        assert (await client.poll_status(prompt_id)).state is JobState.SUCCEEDED
+        assert (await client.wait(prompt_id)).state is JobState.SUCCEEDED

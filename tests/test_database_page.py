@@ -14,6 +14,7 @@ from comfyflow.database import Connections
 from comfyflow.models import JobResult, JobState, OutputFile, SavedFile
 from comfyflow.postgres import PostgresStore
 from comfyflow.rows import batch_of
+from comfyflow.statements import TURN
 from comfyflow.store import Added, Entry, Finished, Job, JobEvent, ending
 from comfyflow.workflow import Workflow
 
@@ -93,6 +94,11 @@ async def test_every_column_of_every_table_is_in_the_page(connections: Connectio
         missing += [] if told else [f"{row['table_name']}.{row['column_name']} {kind}"]
     assert missing == []
     assert len(rows) > 30
+
+
+def test_who_takes_jobs_by_hand_takes_the_same_lock() -> None:
+    (called,) = re.findall(r"pg_advisory_xact_lock\(\d+\)", TURN)
+    assert f"`{called}`" in PAGE
 
 
 async def test_every_view_is_in_the_page(connections: Connections) -> None:

@@ -9,6 +9,7 @@ import io
 import os
 import resource
 import shutil
+import sys
 import threading
 from collections import namedtuple
 from collections.abc import AsyncIterator, Callable
@@ -27,7 +28,9 @@ from comfyflow.api import Api, Server
 from comfyflow.download import Retries, save, save_all, save_local
 from comfyflow.errors import DownloadError, OutputUnavailable, ServerUnreachable
 from comfyflow.models import OutputFile, SavedFile, Timeouts
-from comfyflow.sim.faults import Effect, Fault, Handler
+from comfyflow.sim.faults import LOGIN_PAGE, Effect, Fault, Handler
+from comfyflow.sim.folders import Stored
+from comfyflow.sweep import sweep
 
 AT_ONCE = Retries(first=0)
 MEBI = 1 << 20
@@ -105,6 +108,38 @@ def with_headers(**changes: str | None) -> Effect:
         return body
 
     return sim.alter(change)
+
+
+def stop_after(size: int) -> Effect:
+    """The first bytes of the long file, then silence until the fault is released."""
+
+    async def effect(request: web.Request, handler: Handler, fault: Fault) -> web.StreamResponse:
+        stored = await handler(request)
+        assert isinstance(stored, Stored)
+        stat = stored.path.stat()
+        etag = f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'  # as aiohttp makes it
+        response = web.StreamResponse(headers={"Content-Length": str(len(LONG)), "ETag": etag})
+        await response.prepare(request)
+        await response.write(LONG[:size])
+        await fault.released()
+        return response
+
+    return effect
+
+
+@asynccontextmanager
+async def impatient(comfyui: sim.Sim) -> AsyncIterator[Api]:
+    """An Api that does not wait long for an answer."""
+    api = Api(Server.at(comfyui.url), Timeouts(connect=5, answer=0.3))
+    yield api
+    comfyui.faults.clear()
+    await api.close()
+
+
+def small_picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (3, 2), 7).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 # -- the ordinary road --
@@ -290,11 +325,43 @@ async def test_a_file_that_is_gone_is_asked_for_once_more(comfyui: sim.Sim, api:
     assert names(folder) == []
 
 
-async def test_one_answer_that_a_file_is_gone_is_no_verdict(
-    comfyui: sim.Sim, api: Api, folder: Path, there: Callable[[str, bytes], Path]
-) -> None:
+async def test_one_answer_that_a_file_is_gone_is_no_verdict(comfyui: sim.Sim, api: Api, folder: Path) -> None:
     comfyui.faults.add("GET", "/view", sim.gone())
-    assert (await save(api, PNG, folder, retries=AT_ONCE)).path.read_bytes() == PICTURE
+    saved = await save(api, PNG, folder, retries=Retries(attempts=1, first=0))
+    assert saved.path.read_bytes() == PICTURE
+
+
+async def test_two_answers_that_a_file_is_gone_are_none_when_it_was_there_in_between(
+    comfyui: sim.Sim, api: Api, folder: Path
+) -> None:
+    for effect in (sim.truncate(MEBI), sim.gone(), sim.truncate(MEBI), sim.gone()):
+        comfyui.faults.add("GET", "/view", effect)
+    again, seen = asked("Range")
+    comfyui.faults.add("GET", "/view", again)
+    assert (await save(api, TEXT, folder, retries=AT_ONCE)).path.read_bytes() == LONG
+    assert seen == [(f"bytes={2 * MEBI}-",)]
+
+
+async def test_a_file_that_goes_during_the_download_is_gone(comfyui: sim.Sim, api: Api, folder: Path) -> None:
+    comfyui.faults.add("GET", "/view", sim.truncate(MEBI))
+    gone = comfyui.faults.add("GET", "/view", sim.gone(), times=None)
+    with pytest.raises(OutputUnavailable):
+        await save(api, TEXT, folder, retries=AT_ONCE)
+    assert gone.hits == 2
+    assert names(folder) == []
+
+
+async def test_a_404_of_somebody_in_front_of_the_server_is_no_verdict(
+    comfyui: sim.Sim, api: Api, folder: Path
+) -> None:
+    """Traefik, ngrok and others answer so while ComfyUI starts behind them."""
+    comfyui.faults.add("GET", "/view", sim.answer(404, "404 page not found"), times=6)
+    saved = await save(api, PNG, folder, retries=Retries(attempts=1, first=0))
+    assert saved.path.read_bytes() == PICTURE
+    comfyui.faults.add("GET", "/view", sim.answer(404, "404 page not found"), times=None)
+    with pytest.raises(DownloadError, match="in front of the server answers 404") as caught:
+        await save(api, PNG, folder, retries=Retries(attempts=2, first=0, patience=0))
+    assert not isinstance(caught.value, OutputUnavailable)
 
 
 async def test_a_server_that_starts_again_is_waited_for(comfyui: sim.Sim, api: Api, folder: Path) -> None:
@@ -305,6 +372,56 @@ async def test_a_server_that_starts_again_is_waited_for(comfyui: sim.Sim, api: A
     assert not saving.done()
     await comfyui.start()
     assert (await saving).path.read_bytes() == PICTURE
+
+
+@pytest.mark.parametrize("away", [sim.answer(502), sim.answer(530), sim.reset()])
+async def test_a_long_absence_leaves_the_other_budgets_as_they_were(
+    comfyui: sim.Sim, api: Api, folder: Path, away: Effect
+) -> None:
+    comfyui.faults.add("GET", "/view", away, times=8)
+    for effect in (sim.gone(), sim.truncate(100)):
+        comfyui.faults.add("GET", "/view", effect)
+    saved = await save(api, PNG, folder, retries=Retries(attempts=2, first=0))
+    assert saved.path.read_bytes() == PICTURE
+
+
+@pytest.mark.parametrize("kind", ["output", "temp"])
+async def test_a_restart_in_the_middle_of_a_download(
+    comfyui: sim.Sim, api: Api, folder: Path, kind: str
+) -> None:
+    """It empties the folder for temporary files; the others are read on."""
+    (comfyui.folders.base(kind) / "long.txt").write_bytes(LONG)
+    comfyui.faults.add("GET", "/view", stop_after(2 * MEBI))
+    again, seen = asked("Range")
+    comfyui.faults.add("GET", "/view", again, times=None)
+    arrived = asyncio.Event()
+    output = OutputFile("9", "long.txt", type=kind)
+
+    def heard(here: int, _total: int | None) -> None:
+        if here == 2 * MEBI:
+            arrived.set()
+
+    tries = Retries(attempts=2, first=0.01, ceiling=0.01)
+    saving = asyncio.create_task(save(api, output, folder, retries=tries, on_bytes=heard))
+    await arrived.wait()
+    await comfyui.restart()
+    if kind == "output":
+        assert (await saving).path.read_bytes() == LONG
+    else:
+        with pytest.raises(OutputUnavailable):
+            await saving
+        assert names(folder) == []
+    assert seen[0] == (f"bytes={2 * MEBI}-",)
+
+
+async def test_a_server_that_stays_away_is_waited_for_once_and_not_for_each_file(folder: Path) -> None:
+    source = Away()
+    outputs = [OutputFile("9", f"{number}.png") for number in range(5)]
+    tries = Retries(attempts=2, first=0.01, ceiling=0.01, patience=0.1)
+    with pytest.raises(DownloadError, match="gone for lunch"):
+        await save_all(source, outputs, folder, downloads=1, retries=tries)
+    assert [source.asked.count(output) for output in outputs[1:]] == [2, 2, 2, 2]
+    assert source.asked.count(outputs[0]) > 2
 
 
 async def test_files_that_came_are_told_with_the_one_that_did_not(
@@ -324,6 +441,57 @@ async def test_only_a_passing_trouble_is_worth_another_try(
     with pytest.raises(DownloadError, match=str(status)):
         await save(api, PNG, folder, retries=Retries(attempts=3, first=0, patience=0))
     assert fault.hits == hits
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 520, 524, 530])
+async def test_a_passing_trouble_passes(comfyui: sim.Sim, api: Api, folder: Path, status: int) -> None:
+    comfyui.faults.add("GET", "/view", sim.answer(status, LOGIN_PAGE), times=2)
+    assert (await save(api, PNG, folder, retries=AT_ONCE)).path.read_bytes() == PICTURE
+
+
+@pytest.mark.parametrize("make", [sim.truncate, sim.corrupt])
+async def test_a_cut_or_a_changed_byte_anywhere_is_mended(
+    comfyui: sim.Sim,
+    api: Api,
+    folder: Path,
+    there: Callable[[str, bytes], Path],
+    make: Callable[[int], Effect],
+) -> None:
+    data = small_picture()
+    there("small.png", data)
+    for place in range(len(data)):
+        fault = comfyui.faults.add("GET", "/view", make(place))
+        saved = await save(api, OutputFile("9", "small.png"), folder, retries=AT_ONCE)
+        assert (fault.hits, saved.path.read_bytes()) == (1, data)
+        saved.path.unlink()
+    assert names(folder) == []
+
+
+async def test_a_cut_anywhere_shows_without_an_announced_length_too(folder: Path) -> None:
+    data = small_picture()
+    for place in range(len(data)):
+        source = Scripted([Answer([data[:place]]), Answer([data])])
+        saved = await save(source, PNG, folder, retries=AT_ONCE)
+        assert (source.offsets, saved.path.read_bytes()) == ([0, 0], data)
+        saved.path.unlink()
+    assert names(folder) == []
+
+
+@pytest.mark.parametrize("stalled", [sim.stall(), sim.stall(after=True)])
+async def test_a_server_that_stalls_is_asked_again(comfyui: sim.Sim, folder: Path, stalled: Effect) -> None:
+    fault = comfyui.faults.add("GET", "/view", stalled)
+    async with impatient(comfyui) as api:
+        assert (await save(api, PNG, folder, retries=AT_ONCE)).path.read_bytes() == PICTURE
+    assert fault.hits == 1
+
+
+async def test_a_stall_in_the_middle_goes_on_where_it_stopped(comfyui: sim.Sim, folder: Path) -> None:
+    comfyui.faults.add("GET", "/view", stop_after(2 * MEBI))
+    again, seen = asked("Range")
+    comfyui.faults.add("GET", "/view", again)
+    async with impatient(comfyui) as api:
+        assert (await save(api, TEXT, folder, retries=AT_ONCE)).path.read_bytes() == LONG
+    assert seen == [(f"bytes={2 * MEBI}-",)]
 
 
 async def test_a_damaged_file_is_read_again(comfyui: sim.Sim, api: Api, folder: Path) -> None:
@@ -415,6 +583,23 @@ class Scripted:
 
     async def view_size(self, output: OutputFile) -> int | None:
         return None
+
+
+class Away(Scripted):
+    """Nobody answers."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.asked: list[OutputFile] = []
+
+    @asynccontextmanager
+    async def open_view(
+        self, output: OutputFile, *, offset: int = 0, etag: str | None = None
+    ) -> AsyncIterator[Answer]:
+        self.asked.append(output)
+        if self.asked:
+            raise ServerUnreachable("gone for lunch", method="GET", url="http://x")
+        yield Answer([])
 
 
 async def test_more_bytes_than_announced_are_an_error(folder: Path) -> None:
@@ -697,19 +882,6 @@ async def test_a_folder_that_cannot_be_synced_is_no_error(
 # -- cancelling --
 
 
-def stop_after(size: int) -> Effect:
-    """The first bytes of the file, then silence until the fault is released."""
-
-    async def effect(request: web.Request, handler: Handler, fault: Fault) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Length": str(len(LONG))})
-        await response.prepare(request)
-        await response.write(LONG[:size])
-        await fault.released()
-        return response
-
-    return effect
-
-
 async def test_cancelling_removes_the_part(comfyui: sim.Sim, api: Api, folder: Path) -> None:
     comfyui.faults.add("GET", "/view", stop_after(2 * MEBI))
     arrived = anyio.Event()
@@ -761,6 +933,51 @@ async def test_cancelling_while_a_thread_is_at_work_leaves_nothing_behind(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert names(folder) == []
+
+
+# -- killed --
+
+PROGRAM = """
+import anyio, os, sys
+from pathlib import Path
+from comfyflow.api import Api, Server
+from comfyflow.download import save
+from comfyflow.models import OutputFile, Timeouts
+
+url, folder, enough = sys.argv[1:]
+written, write = 0, os.write
+
+def told(file, data):
+    global written
+    written += len(data)
+    if written >= int(enough):
+        print(flush=True)
+    return write(file, data)
+
+async def main():
+    await save(Api(Server.at(url), Timeouts()), OutputFile("9", "long.txt"), Path(folder))
+
+os.write = told
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("written", [1, MEBI + 1])
+async def test_a_killed_download_leaves_a_part_that_the_next_sweep_removes(
+    comfyui: sim.Sim, api: Api, folder: Path, written: int
+) -> None:
+    comfyui.faults.add("GET", "/view", stop_after(2 * MEBI + 1000))
+    line = [sys.executable, "-c", PROGRAM, comfyui.url, str(folder), str(written)]
+    process = await asyncio.create_subprocess_exec(*line, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    await process.stdout.readline()
+    (left,) = names(folder)
+    assert sweep(folder) == []
+    process.kill()
+    await process.wait()
+    assert sweep(folder) == [folder / left]
+    assert names(folder) == []
+    assert (await save(api, TEXT, folder)).path.read_bytes() == LONG
 
 
 # -- ComfyUI's own folder, mounted here --

@@ -432,7 +432,7 @@ class Story(RuleBasedStateMachine):
         self.aside = Counter[str]()  # batches that have to be found set aside
         self.flush: Draining | None = None
         self.given: list[str] = []  # taken out of the file that is being read, which is still as it was
-        self.source = ANYWHERE  # the target of that file
+        self.source: str | None = None  # the target of that file
 
     # Rules
 
@@ -499,7 +499,7 @@ class Story(RuleBasedStateMachine):
         """Of what was given, all but the last was written; that one may not have been."""
         assert self.flush is not None
         self.flush.__exit__(None, None, None)
-        self._forget(self.given[:-1])
+        self._leave_file(self.given[:-1])
         self.flush = None
 
     @precondition(lambda self: self.flush is not None)
@@ -509,7 +509,8 @@ class Story(RuleBasedStateMachine):
         assert self.flush is not None
         self.flush._stack.close()  # what the kernel does: the locks are gone, and nothing else has happened
         self.flush._close()
-        self.flush, self.given = None, []
+        self.flush = None
+        self._leave_file([])
 
     # What holds always
 
@@ -547,19 +548,21 @@ class Story(RuleBasedStateMachine):
         assert self.flush is not None
         one = next(self.flush, None)
         if one is None:  # this file is gone, and there is no other one
-            self._forget(self.given)
+            self._leave_file(self.given)
             assert self.waiting[HERE] == self.waiting[ANYWHERE] == []
             return
-        if self.waiting[self.source][len(self.given) :][:1] != [name_of(one)]:
-            self._forget(self.given)
-            assert self.waiting[self.source] == []
-            self.source = HERE if self.source == ANYWHERE else ANYWHERE
-        assert self.waiting[self.source][len(self.given)] == name_of(one)
+        source = HERE if name_of(one) in self.waiting[HERE] else ANYWHERE
+        if source != self.source:  # the file before this one has come to its end
+            assert self.source is None or self.waiting[self.source] == self.given
+            self._leave_file(self.given)
+            self.source = source
+        assert self.waiting[source][len(self.given)] == name_of(one)
         self.given.append(name_of(one))
 
-    def _forget(self, names: list[str]) -> None:
-        del self.waiting[self.source][: len(names)]
-        self.given = []
+    def _leave_file(self, written: list[str]) -> None:
+        if self.source is not None:
+            del self.waiting[self.source][: len(written)]
+        self.source, self.given = None, []
 
     def _ends_torn(self, path: Path) -> bool:
         return path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clusters import connected, execute, restricted, schema, with_options
+from filled import fill
 
-from comfyflow import migrations
+from comfyflow import Job, JobState, PostgresStore, migrations
 from comfyflow.database import Connections
 from comfyflow.errors import StoreError, StoreUnavailable
+from comfyflow.store import Added, Advanced, Worker
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = migrations.scripts()
@@ -224,11 +227,46 @@ async def test_a_file_that_was_run_by_hand_is_adopted(empty_database: str) -> No
 async def test_a_database_of_version_1_keeps_its_jobs(empty_database: str) -> None:
     async with connected(empty_database) as connection:
         await connection.execute(FIRST.text)
-        await connection.execute("INSERT INTO workflow_runs (prompt_id, server) VALUES ('old', 'http://c')")
         async with await Connections.open(empty_database) as connections:
-            await migrations.upgrade(connections)
-        row = await connection.fetchrow("SELECT prompt_id, attempt, key, worker, replaces FROM workflow_runs")
-    assert tuple(row) == ("old", 1, None, None, None)
+            await fill(connections, 200)
+            before = await rows_of(connection, "workflow_runs", "run_events", "generated_assets")
+            assert await migrations.upgrade(connections) == NAMES[1:]
+        after = await rows_of(connection, "workflow_runs", "run_events", "generated_assets")
+    new = {"key": None, "worker": None, "replaces": None, "attempt": 1, "folder": None}
+    assert after == [[row | new for row in before[0]], *before[1:]]
+
+
+async def rows_of(connection: Any, *tables: str) -> list[list[dict[str, Any]]]:
+    """All rows, each with the place on disk where it lies: a row that is written anew lies elsewhere."""
+    wanted = "SELECT pg_relation_filenode('{0}') AS file, ctid::text, xmin::text, * FROM {0} ORDER BY ctid"
+    return [[dict(row) for row in await connection.fetch(wanted.format(name))] for name in tables]
+
+
+async def test_jobs_of_version_1_can_be_taken_over(empty_database: str) -> None:
+    async with connected(empty_database) as connection:
+        await connection.execute(FIRST.text)
+        await connection.execute("INSERT INTO workflow_runs (prompt_id, server) VALUES ('old', 'http://c')")
+    worker = Worker("w", "host", 1)
+    async with await PostgresStore.open(empty_database, journal=None, migrate=True) as store:
+        [found] = await store.claim(worker, "http://c", limit=9)
+        assert (found.job.prompt_id, found.job.attempt, found.job.key) == ("old", 1, None)
+        again = Job("new", None, "c", "http://c", 1.0, key="k", replaces="old", attempt=2)
+        await store.write(Advanced("old", JobState.LOST), Added(again, "w"))
+        assert [job async for job in store.unfinished()] == [again]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+async def test_an_upgrade_that_was_cut_short_is_made_again(empty_database: str, size: int) -> None:
+    """The file is one transaction: cut anywhere in it, there is nothing of it."""
+    second = SCRIPTS[1].text
+    async with connected(empty_database) as connection:
+        await connection.execute(FIRST.text)
+    whole = schema(empty_database)
+    async with connected(empty_database) as connection:
+        await connection.execute(second[: second.rindex(";", 0, len(second) * size // 3) + 1])
+    assert schema(empty_database) == whole
+    async with await Connections.open(empty_database) as connections:
+        assert await migrations.upgrade(connections) == NAMES[1:]
 
 
 # --- a table that is there already --------------------------------------------------------------------

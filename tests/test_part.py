@@ -4,9 +4,18 @@ the end."""
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
+import fcntl
 import hashlib
 import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,7 +23,8 @@ from PIL import Image
 from comfyflow.errors import DownloadError
 from comfyflow.media import Damaged
 from comfyflow.models import OutputFile
-from comfyflow.part import BLOCKS, Blocks, Part
+from comfyflow.part import BLOCKS, Blocks, Part, _renameat2
+from comfyflow.sweep import sweep
 
 
 def picture(color: int = 0) -> bytes:
@@ -116,3 +126,234 @@ async def test_nobody_waits_for_a_thread_that_has_stopped(tmp_path: Path) -> Non
         await writing
     await part.leave()
     assert names(tmp_path) == []
+
+
+# -- swept and killed in the middle --
+
+
+def also(call: Callable[..., Any], extra: Callable[[], object], *, first: bool) -> Callable[..., Any]:
+    """The same system call, with something else before or after it."""
+
+    def both(*args: Any, **options: Any) -> Any:
+        if first:
+            extra()
+        try:
+            return call(*args, **options)
+        finally:
+            if not first:
+                extra()
+
+    return both
+
+
+STEPS = ["write", "fsync", "link", "unlink"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_part_in_work_is_never_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    swept: list[Path] = []
+    monkeypatch.setattr(os, step, also(getattr(os, step), lambda: swept.extend(sweep(tmp_path)), first=True))
+    path = await saved(tmp_path, picture())
+    assert swept == []
+    assert (names(tmp_path), path.read_bytes()) == (["a.png"], picture())
+
+
+class Quicker:
+    """Sweeps right after a part has come to be, before anybody can hold it."""
+
+    def __init__(self, folder: Path, call: Callable[..., Any], at: int) -> None:
+        self.folder, self.call, self.at = folder, call, at
+        self.swept: list[Path] = []
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        result = self.call(*args, **options)
+        if str(args[self.at]).endswith(".part") and not self.swept:
+            self.swept = [Path("under way")]  # it opens files itself
+            self.swept = sweep(self.folder)
+        return result
+
+
+async def test_a_sweep_that_was_quicker_costs_nothing_but_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicker = Quicker(tmp_path, os.open, 0)
+    monkeypatch.setattr(os, "open", quicker)
+    path = await saved(tmp_path, picture())
+    assert len(quicker.swept) == 1
+    assert (names(tmp_path), path.read_bytes()) == (["a.png"], picture())
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """ComfyUI's own folder, with a.png in it."""
+    folder = tmp_path / "comfyui"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(picture())
+    return folder
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    folder = tmp_path / "ours"
+    folder.mkdir()
+    return folder
+
+
+async def taken(theirs: Path, ours: Path) -> Path:
+    part = Part(ours, OutputFile("1", "a.png"))
+    try:
+        found = await part.on_disk(part.take, theirs, None)
+        assert found is not None
+        return found.path
+    finally:
+        await part.leave()
+
+
+@pytest.mark.parametrize(("call", "at"), [("link", 1), ("open", 0)])
+async def test_a_link_that_was_swept_at_once_becomes_a_copy(
+    theirs: Path, ours: Path, monkeypatch: pytest.MonkeyPatch, call: str, at: int
+) -> None:
+    quicker = Quicker(ours, getattr(os, call), at)
+    monkeypatch.setattr(os, call, quicker)
+    path = await taken(theirs, ours)
+    assert len(quicker.swept) == 1
+    assert path.read_bytes() == picture()
+    assert not path.samefile(theirs / "a.png")
+    assert names(ours) == ["a.png"]
+
+
+async def test_a_file_that_somebody_has_locked_is_copied(theirs: Path, ours: Path) -> None:
+    with (theirs / "a.png").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        path = await taken(theirs, ours)
+    assert path.read_bytes() == picture()
+    assert names(ours) == ["a.png"]
+
+
+async def test_many_links_to_one_file_at_once(theirs: Path, ours: Path) -> None:
+    paths = await asyncio.gather(*(taken(theirs, ours) for _ in range(20)))
+    assert {path.name for path in paths} == {"a.png"}
+    assert paths[0].samefile(theirs / "a.png")
+    assert names(ours) == ["a.png"]
+
+
+KILLED = """
+import anyio, os, signal, sys
+from pathlib import Path
+from comfyflow import part
+from comfyflow.models import OutputFile
+
+folder, where, name, when = sys.argv[1:]
+module = part if name == "_move_if_free" else os
+call = getattr(module, name)
+
+def deadly(*args, **options):
+    if when == "after":
+        call(*args, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def refused(*args):
+    raise PermissionError(1, "no links here")
+
+if where == "without links":
+    os.link = refused
+setattr(module, name, deadly)
+
+async def main():
+    file = part.Part(Path(folder), OutputFile("1", "a.png"))
+    await file.on_disk(file.finish, [sys.stdin.buffer.read()])
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("where", "step"), [*(("", step) for step in STEPS), ("without links", "_move_if_free")]
+)
+async def test_a_kill_at_any_step_leaves_a_whole_file_or_none(
+    tmp_path: Path, where: str, step: str, when: str
+) -> None:
+    line = [sys.executable, "-c", KILLED, str(tmp_path), where, step, when]
+    process = await asyncio.create_subprocess_exec(*line, stdin=subprocess.PIPE)
+    await process.communicate(picture())
+    assert process.returncode == -signal.SIGKILL
+    sweep(tmp_path)
+    published = (step, when) in {
+        ("link", "after"),
+        ("unlink", "before"),
+        ("unlink", "after"),
+        ("_move_if_free", "after"),
+    }
+    assert names(tmp_path) == (["a.png"] if published else [])
+    assert (await saved(tmp_path, picture())).read_bytes() == picture()
+    assert names(tmp_path) == ["a.png"]
+
+
+# -- without hard links, and full disks --
+
+
+def refusing(error: int) -> Callable[..., Any]:
+    def call(*_args: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return call
+
+
+@pytest.fixture
+def without_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", refusing(errno.EPERM))
+
+
+@pytest.fixture
+def without_careful_moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A system whose C library has no renameat2."""
+    _renameat2.cache_clear()
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_args, **_options: object())
+    yield
+    _renameat2.cache_clear()
+
+
+@pytest.mark.usefixtures("without_links")
+async def test_without_hard_links_it_moves_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "replace", refusing(errno.EIO))
+    paths = [await saved(tmp_path, picture(color)) for color in (1, 2, 1)]
+    assert [path.name for path in paths] == ["a.png", "a (1).png", "a.png"]
+    assert [path.read_bytes() for path in paths] == [picture(1), picture(2), picture(1)]
+    assert names(tmp_path) == ["a (1).png", "a.png"]
+
+
+@pytest.mark.usefixtures("without_links", "without_careful_moves")
+async def test_without_careful_moves_the_name_is_taken_first(tmp_path: Path) -> None:
+    paths = [await saved(tmp_path, picture(color)) for color in (1, 2, 1)]
+    assert [path.name for path in paths] == ["a.png", "a (1).png", "a.png"]
+    assert [path.read_bytes() for path in paths] == [picture(1), picture(2), picture(1)]
+    assert names(tmp_path) == ["a (1).png", "a.png"]
+
+
+@pytest.mark.usefixtures("without_links", "without_careful_moves")
+async def test_a_move_that_fails_leaves_no_empty_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "replace", refusing(errno.EIO))
+    with pytest.raises(DownloadError, match="has a fault"):
+        await saved(tmp_path, picture())
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("step", ["write", "fsync"])
+@pytest.mark.parametrize(("error", "told"), [(errno.ENOSPC, "is full"), (errno.EDQUOT, "is used up")])
+async def test_a_disk_that_fills_up_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: int, told: str
+) -> None:
+    """Where space is given late (network drives) fsync is the first to know."""
+    (tmp_path / "a.png").write_bytes(b"mine")
+    monkeypatch.setattr(os, step, refusing(error))
+    with pytest.raises(DownloadError, match=told):
+        await saved(tmp_path, picture())
+    assert names(tmp_path) == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == b"mine"

@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from clusters import Cluster
+from clusters import Cluster, connected
 from database_road import Road
 from graphs import image
 
@@ -34,13 +34,14 @@ from comfyflow import (
 from comfyflow.journal import ANYWHERE, Journal
 from comfyflow.postgres import LANES, LOAD, PostgresStore
 from comfyflow.rows import batch_of
-from comfyflow.store import Accepted, Added, Advanced, Entry, Kept, ending
+from comfyflow.store import Accepted, Added, Advanced, Alive, Entry, Kept, Worker, ending
 
 Opener = Callable[..., Coroutine[Any, Any, PostgresStore]]
 
 FILE = SavedFile(OutputFile("2", "x.png"), Path("/out/x.png"), 3, "0" * 64, "image/png")
 OTHER = replace(FILE, path=Path("/out/y.png"), sha256="1" * 64)
 ROOT = Path("/out")
+WORKER = Worker("worker", "host", 7)
 
 _names = itertools.count(1)
 
@@ -148,7 +149,7 @@ async def test_a_job_is_four_round_trips(road: Road) -> None:
         for one in (job(), job()):
             road.round_trips = 0  # the first job prepares the statement
             add, accepted, running, end = road_of(one)
-            await store.write(*add)
+            await store.write(Alive(WORKER, 30.0), *add)  # the worker comes along
             await store.write(*accepted)
             for entry in running:
                 await store.write(entry, lazily=True)
@@ -863,9 +864,112 @@ async def test_a_job_that_others_sent_again_is_no_case_for_people(database: str,
     async with await PostgresStore.open(database, journal=journal) as store:
         await store.add(old)
         await store.write(*again("first"))
-        with pytest.raises(StoreError, match="workflow_runs_replaced_once"):
+        with pytest.raises(StoreError, match="job old was already replaced by another one"):
             await store.write(*again("second"))
         journal.append(batch_of(again("third")), store.connections.database.target)
         assert await store.flush() == 0
         assert (await known(store, old)).state is JobState.LOST
     assert (journal.summary().records, journal.summary().set_aside) == (0, 0)
+
+
+# -- who works on what, while the database or the journal is out of reach ------------------------------------
+
+
+async def test_what_this_program_has_in_the_journal_is_there_before_a_job_is_asked_for(
+    database: str, journal: Journal
+) -> None:
+    """Another process is just writing it: then its answer is waited for."""
+    old, new = job("old"), replace(job("new"), replaces="old", attempt=2)
+    journal.append(batch_of([Added(old), Added(new, WORKER.id)]), ANYWHERE)
+    draining = journal.draining(None)
+    with draining:
+        async with await PostgresStore.open(database, journal=journal) as store:
+            taking = asyncio.create_task(store.take("new", WORKER))
+            finding = asyncio.create_task(store.successor("old"))
+            done, _ = await asyncio.wait([taking, finding], timeout=0.05)
+            assert not done
+            draining.__exit__(None, None, None)
+            found = await finding
+            assert (await taking, found and found.job) == (True, new)
+
+
+async def test_what_another_program_left_in_the_journal_is_there_before_a_job_is_asked_for(
+    database: str, journal: Journal
+) -> None:
+    mine = job("a")
+    async with await PostgresStore.open(database, journal=journal) as store:
+        journal.append(batch_of([Added(mine)]), ANYWHERE)
+        assert await store.take("a", WORKER)
+        assert journal.summary().records == 0
+        journal.append(batch_of([Added(replace(mine, prompt_id="b", replaces="a"))]), ANYWHERE)
+        assert await store.successor("a") is not None
+
+
+async def test_a_process_that_hangs_with_the_journal_is_no_answer(database: str, journal: Journal) -> None:
+    journal.append(batch_of([Added(job("a"))]), ANYWHERE)
+    with journal.draining(None):
+        async with await PostgresStore.open(database, journal=journal, patience=0.05) as store:
+            for asking in (store.take("a", WORKER), store.successor("a")):
+                with pytest.raises(StoreUnavailable, match="another process"):
+                    await asking
+            assert await store.claim(WORKER, "http://server", limit=9) == []  # others are not waited for
+
+
+def questions(store: PostgresStore) -> list[Coroutine[Any, Any, Any]]:
+    return [
+        store.renew(WORKER, 30.0),
+        store.retire(WORKER),
+        store.take("a", WORKER),
+        store.claim(WORKER, "http://server", limit=1),
+        store.holders("http://server"),
+        store.successor("a"),
+    ]
+
+
+@pytest.mark.parametrize("with_journal", [True, False])
+async def test_who_works_on_what_is_never_journalled(
+    road: Road, journal: Journal, with_journal: bool
+) -> None:
+    async with await PostgresStore.open(road.dsn, journal=journal if with_journal else None) as store:
+        await road.close()
+        for question in questions(store):
+            with pytest.raises(StoreUnavailable):
+                await question
+        await road.open()
+        assert [await question for question in questions(store)] == [None, None, False, [], [], None]
+    assert journal.summary().records == 0
+
+
+async def test_tables_of_an_older_comfyflow_are_told(empty_database: str, journal: Journal) -> None:
+    for kept in (journal, None):
+        async with await PostgresStore.open(empty_database, journal=kept, required=False) as store:
+            for question in (*questions(store), store.get("a")):
+                with pytest.raises(StoreError, match="run `comfyflow db upgrade`"):
+                    await question
+
+
+async def test_an_answer_that_is_lost_gives_no_job_away_and_none_twice(road: Road, database: str) -> None:
+    async with await PostgresStore.open(road.dsn, journal=None) as store, connected(database) as watcher:
+        await store.write(Added(job("a")), Added(job("b")))
+        await store.renew(WORKER, 30.0)
+        cuts = 0
+        while road.round_trips >= road.cut_at:  # at each of its round trips, until it has no more
+            cuts += 1
+            road.cut_at = road.round_trips + cuts
+            found = await store.claim(WORKER, "http://server", limit=1)
+            held = await watcher.fetch(
+                "UPDATE workflow_runs SET worker = NULL WHERE worker IS NOT NULL RETURNING prompt_id"
+            )
+            assert [record.job.prompt_id for record in found] == [row["prompt_id"] for row in held] == ["a"]
+        assert cuts > 5
+
+
+async def test_a_lease_counts_from_the_moment_in_which_the_journal_is_written(
+    road: Road, journalled: PostgresStore
+) -> None:
+    await road.close()
+    await journalled.write(Alive(WORKER, 30.0), Added(job("a"), WORKER.id))
+    await road.open()
+    await journalled.flush()
+    [held] = await journalled.holders("http://server")
+    assert (held.worker, held.jobs, 29.0 < held.left <= 30.0) == (WORKER, 1, True)

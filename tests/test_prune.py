@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters import connected
 from filled import DAY, NOW, fill
 
 from comfyflow import prune as module
@@ -125,6 +126,58 @@ async def test_a_job_that_somebody_else_has_locked_is_left_for_the_next_time(
 
     assert (await connections.run(work, repeat=False)).runs == 1
     assert (await prune(connections, NOW)).runs == 1
+
+
+async def chain_of(connections: Connections, *days: float | None) -> list[str]:
+    """Jobs of these ages in days (None: without an end), each sent in place of the one before."""
+    names = [f"attempt-{number}" for number in range(len(days))]
+    for name, before, age in zip(names, [None, *names], days, strict=False):
+        await connections.execute(
+            "INSERT INTO workflow_runs (prompt_id, server, replaces, state, finished_at)"
+            " VALUES ($1, 's', $2, CASE WHEN $3::float8 IS NULL THEN 'running' ELSE 'lost' END,"
+            " to_timestamp($3))",
+            name, before, None if age is None else NOW - age * DAY,
+        )  # fmt: skip
+    return names
+
+
+@pytest.mark.parametrize("page", [1, 1000])
+async def test_a_job_that_was_sent_again_goes_with_the_one_in_its_place(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    monkeypatch.setattr(module, "PAGE", page)
+    await chain_of(connections, 100, 90, 80)
+    await record(connections, "attempt-0/a.png", b"a", job="attempt-0", run=False)
+    assert await both(connections, NOW - 85 * DAY) == Pruned()
+    assert await both(connections, NOW - 30 * DAY) == Pruned(runs=3, assets=1)
+
+
+@pytest.mark.parametrize("last", [1.0, None])
+async def test_a_job_that_was_sent_again_stays_as_long_as_its_key_leads_to_a_job_that_stays(
+    connections: Connections, last: float | None
+) -> None:
+    names = await chain_of(connections, 100, 90, last)
+    await record(connections, "a.png", b"a", job=names[0], run=False)
+    assert await both(connections, NOW - 30 * DAY) == Pruned()
+    rows = await connections.fetch("SELECT replaces FROM workflow_runs ORDER BY prompt_id")
+    assert [row["replaces"] for row in rows] == [None, *names[:-1]]
+
+
+async def test_a_young_file_of_a_later_attempt_keeps_all_of_them(connections: Connections) -> None:
+    await chain_of(connections, 100, 90)
+    await record(connections, "young.png", b"a", job="attempt-1", run=False, days=1)
+    assert await both(connections, NOW - 30 * DAY) == Pruned()
+
+
+async def test_nobody_is_waited_for_who_has_locked_a_later_attempt(
+    connections: Connections, database: str
+) -> None:
+    await chain_of(connections, 100, 90)
+    async with connected(database) as other, other.transaction():
+        await other.execute("SELECT FROM workflow_runs WHERE prompt_id = 'attempt-1' FOR NO KEY UPDATE")
+        async with asyncio.timeout(5):
+            assert await prune(connections, NOW - 30 * DAY) == Pruned()
+    assert (await prune(connections, NOW - 30 * DAY)).runs == 2
 
 
 async def test_writers_go_on_while_it_works(

@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,7 +34,7 @@ from comfyflow import (
 from comfyflow.journal import ANYWHERE
 from comfyflow.recording import NO_ADDRESS, reading, recording
 from comfyflow.rows import batch_of
-from comfyflow.store import Added, Kept
+from comfyflow.store import Added, Alive, Kept, Worker
 
 
 @pytest.fixture
@@ -76,6 +77,64 @@ async def test_reading_does_not_wait_for_a_process_that_hangs_while_it_writes_th
             assert await store.get("a") is None
     async with reading({}, database, journal=journal) as store:
         assert await store.get("a") is not None
+
+
+MINE, THEIRS = Worker("mine", "host", 1), Worker("theirs", "host", 2)
+
+
+async def test_who_works_on_what_is_asked_of_the_database(database: str, journal: Journal) -> None:
+    async with recording(by(database), journal=journal) as record:
+        store, first = record.store, job()
+        again = replace(first, prompt_id="b", replaces="a", attempt=2)
+        await store.write(Alive(THEIRS, 30.0), Added(first, THEIRS.id), Added(again, THEIRS.id))
+        await store.renew(MINE, 30.0)
+        assert not await store.take("a", MINE)
+        assert await store.claim(MINE, first.server, limit=9) == []
+        assert [(held.worker, held.jobs) for held in await store.holders(first.server)] == [(THEIRS, 2)]
+        found = await store.claim(MINE, first.server, limit=9, busy=["a"], dead=[THEIRS.id])
+        assert [one.job for one in found] == [again]
+        await store.retire(THEIRS)
+        assert await store.take("a", MINE)
+        found_last = await store.successor("a")
+        assert found_last is not None
+        assert found_last.job == again
+
+
+async def test_that_nobody_can_tell_who_works_on_what_is_told(cluster: Cluster, journal: Journal) -> None:
+    """What is written goes to the journal; but a job that another one may hold is not taken for free."""
+    async with recording(by(cluster.dsn), journal=journal) as record:
+        store = record.store
+        await asyncio.to_thread(cluster.stop)
+        await store.write(Alive(MINE, 30.0), Added(job(), MINE.id))
+        for question in (
+            store.renew(MINE, 30.0),
+            store.retire(MINE),
+            store.take("a", MINE),
+            store.claim(MINE, "http://server", limit=9),
+            store.holders("http://server"),
+            store.successor("a"),
+        ):
+            with pytest.raises(StoreUnavailable):
+                await question
+        assert record.lost is None
+    assert journal.summary().records == 1
+
+
+async def test_without_a_database_what_this_program_added_is_its_own(journal: Journal) -> None:
+    async with recording({}, "mysql://host/db", journal=journal) as record:
+        store, first = record.store, job()
+        again = replace(first, prompt_id="b", replaces="a", attempt=2)
+        await store.write(Alive(MINE, 30.0), Added(first, MINE.id), Added(again, MINE.id))
+        await store.renew(MINE, 30.0)
+        assert await store.take("a", MINE)
+        assert [one.job for one in await store.claim(MINE, first.server, limit=9)] == [first, again]
+        found = await store.successor("a")
+        assert found is not None
+        assert found.job == again
+        assert await store.holders(first.server) == []
+        await store.retire(MINE)
+        assert record.where == "journal"
+    assert journal.summary().records == 1
 
 
 async def test_none_means_that_nothing_is_recorded(journal: Journal) -> None:

@@ -415,3 +415,37 @@ async def test_who_follows_a_job_that_is_cancelled_elsewhere_does_not_take_it_fo
         with pytest.raises(JobCancelled):
             await following
     assert (await recorded(stubborn.store, waiting.prompt_id)).state is JobState.CANCELLED
+
+
+async def test_a_resume_beside_a_run_of_the_same_key_sends_it_once(
+    runner: Runner, comfyui: Sim, database: str
+) -> None:
+    graph, held = image(), comfyui.faults.add("POST", "/prompt", stall())
+    running = asyncio.create_task(runner.run(graph, key="k"))
+    await held.met()
+    [job] = [job async for job in runner.store.unfinished()]
+    again = asyncio.create_task(runner._send(job, maybe_sent=True, first=False))
+    await asyncio.wait([again], timeout=0.1)
+    held.release()
+    assert (await again).prompt_id == (await running).prompt_id
+    assert set(comfyui.executed.values()) == {1}
+
+
+async def test_a_job_that_another_living_program_holds_is_not_called_lost(
+    comfyui: Sim, stubborn: Runner, client: ComfyClient, database: str, tmp_path: Path
+) -> None:
+    job = stubborn._job(Workflow.load(image()))
+    await stubborn.store.write(*stubborn._lease.added(job))
+    async with (
+        await PostgresStore.open(database, journal=None) as store,
+        Runner(client, store, tmp_path / "two", on_lost=OnLost.RESUBMIT) as other,
+    ):
+        following = asyncio.create_task(other.complete(job))
+        await asyncio.wait([following], timeout=2.0)
+        assert not following.done()
+        with pytest.raises(JobLost):
+            await other.complete(job, timeout=0.5)
+        assert (await recorded(store, job.prompt_id)).state is JobState.CREATED
+        await stubborn._send(job)
+        assert (await following).prompt_id == job.prompt_id
+    assert set(comfyui.executed.values()) == {1}

@@ -11,6 +11,9 @@ import asyncpg
 import pytest
 from clusters import Cluster, connected, execute, schema, with_user
 
+from comfyflow import Job, JobState, PostgresStore
+from comfyflow.store import Added, Advanced, Alive, Worker
+
 SQL = Path(__file__).parent.parent / "sql"
 FILES = sorted(SQL.glob("*.sql"))
 NUMBERED = [path for path in FILES if path.name != "roles.sql"]
@@ -284,14 +287,19 @@ async def test_the_roles_have_the_least_rights(cluster: Cluster) -> None:
             await connection.execute((SQL / "roles.sql").read_text(encoding="utf-8"))
     reader, writer = member(cluster, "comfyflow_reader"), member(cluster, "comfyflow_writer")
     for dsn in (reader, writer):
-        execute(dsn, *(f"SELECT * FROM {name}" for name in TABLES + VIEWS))
+        execute(dsn, *(f"SELECT * FROM {name}" for name in [*TABLES, *VIEWS, "run_workers"]))
         for sql in [f"DELETE FROM {name}" for name in TABLES] + [
             "CREATE TABLE mine (a int)",
             "DROP TABLE run_events",
         ]:
             assert_refused(dsn, sql)
+    add_worker = "INSERT INTO run_workers (worker, host, pid, alive_until) VALUES ('w', 'h', 1, now())"
     additions = [
         ADD_RUN,
+        add_worker,
+        "UPDATE run_workers SET alive_until = now()",
+        "DELETE FROM run_workers",
+        "UPDATE workflow_runs SET worker = 'w'",
         "UPDATE workflow_runs SET state = 'running'",
         "INSERT INTO run_events (prompt_id, kind) VALUES ('a', 'x')",
         f"{ADD_ASSET} ('a', 'x')",
@@ -303,6 +311,25 @@ async def test_the_roles_have_the_least_rights(cluster: Cluster) -> None:
         assert_refused(reader, sql)
     for sql in ("UPDATE run_events SET kind = 'y'", "UPDATE comfyflow_schema SET name = 'y'"):
         assert_refused(writer, sql)
+
+
+async def test_a_writer_may_work_on_jobs(cluster: Cluster) -> None:
+    execute(cluster.dsn, ADD_RUN)
+    async with connected(cluster.dsn) as connection:
+        await connection.execute((SQL / "roles.sql").read_text(encoding="utf-8"))
+    mine, theirs = Worker("mine", "host", 1), Worker("theirs", "host", 2)
+    async with await PostgresStore.open(member(cluster, "comfyflow_writer"), journal=None) as store:
+        await store.write(Alive(theirs, 30.0), Added(Job("b", None, "c", "s", 1.0), "theirs"))
+        await store.renew(mine, 30.0)
+        assert [record.job.prompt_id for record in await store.claim(mine, "s", limit=9)] == ["a"]
+        assert not await store.take("b", mine)
+        await store.retire(theirs)
+        assert await store.take("b", mine)
+        again = Job("c", None, "c", "s", 2.0, replaces="b", attempt=2)
+        await store.write(Advanced("b", JobState.LOST), Added(again, "mine"))
+        found = await store.successor("b")
+    assert found is not None
+    assert found.job == again
 
 
 def member(cluster: Cluster, role: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from clusters import connected
 from graphs import image
 
 from comfyflow import (
@@ -25,6 +27,8 @@ from comfyflow import (
     Workflow,
 )
 from comfyflow.postgres import PostgresStore
+from comfyflow.rows import batch_of
+from comfyflow.statements import statement_for
 from comfyflow.store import RESUBMITTED, Added, Advanced, Alive, Worker, ending
 
 
@@ -186,6 +190,30 @@ async def test_jobs_without_an_outcome_are_claimed_oldest_first(store: Store) ->
     assert not await store.take("unknown", MINE)
 
 
+async def test_every_road_to_a_job_tells_its_key_and_what_it_replaces(store: Store) -> None:
+    first = job("a")
+    second = replace(job("b", 2.0), key="order 17", replaces="a", attempt=2, folder="/out")
+    await store.write(Added(second), Added(first))  # in whatever order
+    assert (await known(store, "b")).job == second
+    assert [one async for one in store.unfinished()] == [first, second]
+    assert [record.job for record in await store.claim(MINE, HERE, limit=2)] == [first, second]
+
+
+async def test_what_was_left_open_is_filled_in_and_nothing_else_is_changed(store: Store) -> None:
+    bare = job("b")
+    await store.write(Added(job("a")), Added(bare))
+    for key, folder in (("first", "/one"), ("second", "/two")):
+        await store.add(replace(bare, key=key, folder=folder, replaces="a", attempt=7))
+    assert (await known(store, "b")).job == replace(bare, key="first", folder="/one", replaces="a")
+
+
+@pytest.mark.parametrize("odd", ["nul \0", "surrogate \ud800"])
+async def test_a_job_in_hand_is_left_out_whatever_its_id_is_made_of(store: Store, odd: str) -> None:
+    await store.add(job(odd))
+    assert await store.claim(MINE, HERE, limit=9, busy=[odd]) == []
+    assert len(await store.claim(MINE, HERE, limit=9)) == 1
+
+
 async def test_what_replaces_a_job_is_found_at_the_end_of_the_chain(store: Store) -> None:
     await store.add(job("a"))
     second, third = [
@@ -243,40 +271,122 @@ async def test_workers_that_died_long_ago_are_forgotten(shared: PostgresStore) -
 
 
 async def test_of_many_who_claim_at_once_each_job_goes_to_one(shared: PostgresStore, database: str) -> None:
-    mine = [job(f"{number:03}") for number in range(100)]
-    await shared.write(*map(Added, mine))
-    taken: list[str] = []
+    jobs = [job(f"{number:03}") for number in range(200)]
+    await shared.write(*map(Added, jobs))
 
-    async def claimer(store: PostgresStore, number: int) -> None:
-        worker = Worker(f"w{number}", "host", number)
+    async def claimed(store: PostgresStore, number: int) -> list[str]:
+        worker, mine = Worker(f"w{number}", "host", number), list[str]()
         await store.renew(worker, 30.0)
-        while found := await store.claim(worker, HERE, limit=3, busy=[*taken]):
-            taken.extend(ids(found))
+        while found := await store.claim(worker, HERE, limit=3, busy=mine):
+            mine += ids(found)
+        return mine
 
     async with await PostgresStore.open(database, journal=None) as other:
-        await asyncio.gather(*(claimer(one, place) for place, one in enumerate([shared, other] * 5)))
-    assert sorted(taken) == [one.prompt_id for one in mine]
+        found = await asyncio.gather(*(claimed(one, place) for place, one in enumerate([shared, other] * 10)))
+    assert sorted(chain(*found)) == [one.prompt_id for one in jobs]
 
 
-@pytest.mark.parametrize("later", ["0", "z"])
-async def test_a_job_is_replaced_once_whatever_the_order_of_the_ids(
-    shared: PostgresStore, later: str
-) -> None:
+async def test_of_many_who_take_one_job_at_once_one_gets_it(shared: PostgresStore, database: str) -> None:
     await shared.add(job("a"))
-    lost = JobResult("a", JobState.LOST, failure=JobFailure("forgotten"))
-    await shared.write(*ending(job("a"), lost), Added(replace(job(later), replaces="a", attempt=2)))
-    with pytest.raises(StoreError):
-        await shared.write(Added(replace(job("second"), replaces="a", attempt=2)))
-    assert await shared.get("second") is None
+
+    async def taken(store: PostgresStore, number: int) -> bool:
+        worker = Worker(f"w{number}", "host", number)
+        await store.renew(worker, 30.0)
+        return await store.take("a", worker)
+
+    async with await PostgresStore.open(database, journal=None) as other:
+        found = await asyncio.gather(*(taken(one, place) for place, one in enumerate([shared, other] * 10)))
+    assert sum(found) == 1
+
+
+async def test_who_waits_for_a_job_that_another_one_is_just_taking_hold_of_does_not_get_it(
+    shared: PostgresStore, database: str
+) -> None:
+    """The other's row of run_workers is newer than the statement that waits for the job's row."""
+    mine = job("a")
+    await shared.add(mine)
+    await shared.renew(MINE, 30.0)
+    theirs = batch_of([Alive(THEIRS, 30.0), Added(mine, THEIRS.id)])
+    async with connected(database) as other, connected(database) as watcher:
+        transaction = other.transaction()
+        await transaction.start()
+        await other.fetch(statement_for(theirs), theirs.to_json())
+        waiting = asyncio.create_task(shared.take("a", MINE))
+        while not await watcher.fetchval(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        ):
+            assert not waiting.done()
+        await transaction.commit()
+        assert not await waiting
+        assert await watcher.fetchval("SELECT worker FROM workflow_runs") == THEIRS.id
+
+
+async def test_claiming_leaves_out_what_somebody_is_just_writing(
+    shared: PostgresStore, database: str
+) -> None:
+    await shared.write(Added(job("a")), Added(job("b", 2.0)))
+    async with connected(database) as other, other.transaction():
+        await other.execute("UPDATE workflow_runs SET state = 'running' WHERE prompt_id = 'a'")
+        assert ids(await shared.claim(MINE, HERE, limit=9)) == ["b"]
+    assert ids(await shared.claim(MINE, HERE, limit=9, busy=["b"])) == ["a"]
+
+
+async def test_the_clock_of_the_database_counts_from_the_moment_of_writing(shared: PostgresStore) -> None:
+    await shared.write(Alive(MINE, 3600.0))
+    await shared.write(Alive(MINE, 30.0))  # what comes late out of a journal does not shorten a lease
+    rows = await shared.connections.fetch(
+        "SELECT extract(epoch FROM alive_until - now()) > 3000 AS long, host, pid, place FROM run_workers"
+    )
+    assert [tuple(row) for row in rows] == [(True, MINE.host, MINE.pid, None)]
+
+
+LOST = JobResult("a", JobState.LOST, failure=JobFailure("forgotten"))
+
+
+def again(prompt_id: str) -> Job:
+    return replace(job(prompt_id), replaces="a", attempt=2)
 
 
 @pytest.mark.parametrize("later", ["0", "z"])
-async def test_a_job_that_has_succeeded_after_all_is_not_replaced(store: Store, later: str) -> None:
+async def test_a_job_is_replaced_once_whatever_the_order_of_the_ids(store: Store, later: str) -> None:
     await store.add(job("a"))
-    await store.finish(job("a"), DONE)
-    lost = JobResult("a", JobState.LOST, failure=JobFailure("forgotten"))
-    again = replace(job(later), replaces="a", attempt=2)
-    await store.write(*ending(job("a"), lost), Added(again), JobEvent("a", RESUBMITTED, {"as": later}))
+    mine = again(later)
+    for _ in range(2):
+        await store.write(*ending(job("a"), LOST), Added(mine))
+    with pytest.raises(StoreError, match="job a was already replaced by another one"):
+        await store.write(Added(again("second")))
+    assert await store.get("second") is None
+    found = await store.successor("a")
+    assert found is not None
+    assert found.job == mine
+
+
+async def test_a_job_that_nobody_knows_is_not_replaced(store: Store) -> None:
+    with pytest.raises(StoreError, match="no job a is recorded"):
+        await store.add(again("b"))
+    assert await store.get("b") is None
+
+
+@pytest.mark.parametrize("end", [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED])
+@pytest.mark.parametrize("later", ["0", "z"])
+async def test_a_job_that_was_not_lost_after_all_is_not_replaced(
+    store: Store, later: str, end: JobState
+) -> None:
+    await store.add(job("a"))
+    await store.finish(job("a"), JobResult("a", end))
+    events = (await known(store)).events
+    told = JobEvent("a", RESUBMITTED, {"as": later})
+    await store.write(*ending(job("a"), LOST), Added(again(later)), told, JobEvent("a", "note"))
     assert await store.get(later) is None
     assert await store.successor("a") is None
-    assert (await known(store, "a")).state is JobState.SUCCEEDED
+    record = await known(store)
+    assert (record.state, [event.kind for event in record.events]) == (end, [events[0].kind, "note"])
+
+
+async def test_a_job_that_has_ended_may_be_sent_again_later(store: Store) -> None:
+    await store.add(job("a"))
+    await store.finish(job("a"), FAILED)
+    await store.write(Added(again("b")), JobEvent("a", RESUBMITTED, {"as": "b"}))
+    assert (await known(store, "b")).job.replaces == "a"
+    assert [event.kind for event in (await known(store)).events] == ["failed", RESUBMITTED]

@@ -13,7 +13,14 @@ from graphs import image
 
 from comfyflow import submit
 from comfyflow.api import Api, Server
-from comfyflow.errors import BadAnswer, ServerError, ServerUnreachable, UsageError, WorkflowRejected
+from comfyflow.errors import (
+    BadAnswer,
+    ServerError,
+    ServerUnreachable,
+    StoreError,
+    UsageError,
+    WorkflowRejected,
+)
 from comfyflow.look import Looker
 from comfyflow.models import Ambiguous, Timeouts
 from comfyflow.sim import Fault, Sim, answer, login_page, reset, reset_after, stall
@@ -381,3 +388,23 @@ def test_a_key_has_one_id_and_must_not_be_empty() -> None:
     assert submit.key_id("a") == str(uuid.UUID(submit.key_id("a")))
     with pytest.raises(UsageError, match="empty"):
         submit.key_id("")
+
+
+async def test_whoever_sends_is_asked_right_before_each_request(comfyui: Sim, api: Api) -> None:
+    order: list[str] = []
+
+    async def ask() -> None:
+        order.append("asked" if comfyui.requests.count(("POST", "/prompt")) == len(order) else "too late")
+
+    comfyui.faults.add("POST", "/prompt", reset(), times=2)
+    await submit.send_once(api, Looker(api), body(), before_send=ask)
+    assert order == ["asked"] * 3
+
+
+async def test_nothing_is_sent_once_somebody_else_has_taken_the_job_over(comfyui: Sim, api: Api) -> None:
+    async def ask() -> None:
+        raise StoreError("taken over")
+
+    with pytest.raises(StoreError, match="taken over"):
+        await submit.send_once(api, Looker(api), body(), before_send=ask, maybe_sent=True)
+    assert ("POST", "/prompt") not in comfyui.requests

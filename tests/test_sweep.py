@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from comfyflow.sweep import hold, part_name, sweep
+from comfyflow.sweep import OLD, hold, part_name, sweep
 
 HOLD = """
 import os, sys
@@ -44,13 +46,29 @@ def test_the_part_of_a_process_stays_until_it_is_killed(tmp_path: Path) -> None:
 
 def test_a_part_of_this_process_stays_until_it_is_closed(tmp_path: Path) -> None:
     path = abandoned(tmp_path)
-    file, again = os.open(path, os.O_RDONLY), os.open(path, os.O_RDONLY)
+    file, again = os.open(path, os.O_RDWR), os.open(path, os.O_RDWR)
     assert hold(file, path)
-    assert hold(again, path)  # a link to a file of ComfyUI that another download links to as well
-    os.close(file)
-    assert sweep(tmp_path) == []
+    assert not hold(again, path)
     os.close(again)
+    assert sweep(tmp_path) == []
+    os.close(file)
     assert sweep(tmp_path) == [path]
+
+
+def test_links_to_one_file_are_held_by_several_at_once(tmp_path: Path) -> None:
+    precious = tmp_path / "precious.png"
+    precious.write_bytes(b"x")
+    here, there = tmp_path / part_name(), tmp_path / part_name()
+    files = []
+    for path in (here, there):
+        os.link(precious, path)
+        files.append(os.open(path, os.O_RDONLY))
+        assert hold(files[-1], path, alone=False)
+    os.close(files[0])
+    assert sweep(tmp_path) == []
+    os.close(files[1])
+    assert sorted(sweep(tmp_path)) == sorted([here, there])
+    assert precious.read_bytes() == b"x"
 
 
 @pytest.mark.parametrize(
@@ -101,16 +119,46 @@ def test_a_sweep_in_progress_wins(tmp_path: Path) -> None:
     os.close(file)
 
 
-def test_without_locks_only_old_parts_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    young, old = abandoned(tmp_path), abandoned(tmp_path)
-    os.utime(old, (1.0, 1.0))
+def test_without_locks_a_part_goes_after_a_day_without_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = abandoned(tmp_path)
+    os.utime(path, (1.0, 1.0))  # a link has the times of its content
 
     def unsupported(file: int, operation: int) -> None:
-        raise OSError(95, "Operation not supported")
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    file = os.open(young, os.O_RDWR)
-    assert hold(file, young)
+    file = os.open(path, os.O_RDWR)
+    assert hold(file, path)
     os.close(file)
-    assert sweep(tmp_path) == [old]
-    assert young.exists()
+    assert sweep(tmp_path) == []
+    later = time.time() + OLD + 60
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert sweep(tmp_path) == [path]
+
+
+def refused(*_args: object) -> int:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_what_may_not_be_opened_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = abandoned(tmp_path)
+    monkeypatch.setattr(os, "open", refused)
+    assert sweep(tmp_path) == []
+    assert path.exists()
+
+
+def test_what_may_not_be_removed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = abandoned(tmp_path)
+    monkeypatch.setattr(os, "unlink", refused)
+    assert sweep(tmp_path) == []
+    assert path.exists()
+
+
+def test_what_may_only_be_read_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened = abandoned(tmp_path), os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, flags: refused() if flags & os.O_RDWR else opened(path, flags)
+    )
+    assert sweep(tmp_path) == [path]

@@ -51,8 +51,9 @@ if TYPE_CHECKING:
         Timeouts,
         UploadedFile,
     )
+    from .outcome import RunResult
     from .postgres import PostgresStore
-    from .runner import Runner, RunResult
+    from .runner import Runner
     from .store import Holding, Job, JobEvent, JobRecord, MemoryStore, Store, Worker
     from .workflow import Workflow
 
@@ -148,7 +149,7 @@ _HOME = {
     "PostgresStore": "postgres",
     "Preview": "models",
     "RunFilter": "archive",
-    "RunResult": "runner",
+    "RunResult": "outcome",
     "Runner": "runner",
     "SavedFile": "models",
     "ServerError": "errors",

@@ -49,7 +49,7 @@ from .models import (
     UploadedFile,
 )
 from .shield import to_the_end
-from .submit import key_id, send_once
+from .submit import BeforeSend, key_id, send_once
 from .tracker import ABSENCES, Tracker
 from .workflow import Workflow
 
@@ -134,6 +134,7 @@ class ComfyClient:
         prompt_id: str | None = None,
         idempotency_key: str | None = None,
         maybe_sent: bool = False,
+        before_send: BeforeSend | None = None,
         front: bool = False,
         number: float | None = None,
         extra_data: Mapping[str, Any] | None = None,
@@ -144,6 +145,7 @@ class ComfyClient:
         With an `idempotency_key` the server is looked at first: a job of this key that it still remembers is
         not sent again, and its id returned; KeyConflict is raised when that is another workflow. `maybe_sent`
         tells that an earlier program may have sent this `prompt_id`: it is searched for before it is sent.
+        `before_send` is awaited right before each request; what it raises stops the sending.
         The id is ours (`prompt_id`, a lowercase UUID, or a new one), except on servers before 0.3.45, which
         make their own. `number` is the priority, lowest first; `front` goes before everything. `extra_data`
         comes back in the history. A server may accept a workflow of which it will run only a part; that is an
@@ -167,7 +169,9 @@ class ComfyClient:
         async with self._alone(job):
             if idempotency_key is not None and await self._is_there(job, graph, idempotency_key):
                 return job
-            submission = await self._send(body, self._shared_titles(graph), maybe_sent=maybe_sent)
+            submission = await self._send(
+                body, self._shared_titles(graph), maybe_sent=maybe_sent, before_send=before_send
+            )
         if allow_partial:
             return submission.prompt_id
         if not submission.answered:
@@ -185,6 +189,8 @@ class ComfyClient:
         event = await self._looker.look(prompt_id)
         if isinstance(event, e.SeenPending) and event.ahead is None:  # /api/jobs does not tell the place
             event = (await self._api.queue()).find(prompt_id) or event
+        if not isinstance(event, e.Absent):
+            follower.found_again(prompt_id)
         tracker = follower.known(prompt_id)
         if tracker is not None and (tracker.result or not isinstance(event, e.Absent)):
             follower.learn(tracker, event)
@@ -399,7 +405,12 @@ class ComfyClient:
             )  # fmt: skip
 
     async def _send(
-        self, body: Mapping[str, Any], titles: Mapping[str, str], *, maybe_sent: bool
+        self,
+        body: Mapping[str, Any],
+        titles: Mapping[str, str],
+        *,
+        maybe_sent: bool,
+        before_send: BeforeSend | None,
     ) -> Submission:
         follower = self._following()
         await follower.connected()
@@ -409,7 +420,12 @@ class ComfyClient:
         follower.add(tracker)
         try:
             submission = await send_once(
-                self._api, self._looker, body, ambiguous=self.ambiguous, maybe_sent=maybe_sent
+                self._api,
+                self._looker,
+                body,
+                ambiguous=self.ambiguous,
+                maybe_sent=maybe_sent,
+                before_send=before_send,
             )
         except BaseException:
             follower.forget(tracker.prompt_id)

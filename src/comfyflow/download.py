@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -29,8 +29,9 @@ MAX_SIZE = 64 << 30
 """Bytes that a file may have unless the caller says otherwise."""
 
 PROGRESS = 64 << 10  # bytes an attempt has to get farther than any before it, to renew the budget of attempts
-_AWAY = frozenset({502, 503, 504})  # what a proxy says while the server behind it starts
-_TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+# What proxies say while the server behind them starts; from 520 on they are Cloudflare's.
+_AWAY = frozenset({502, 503, 504, 520, 521, 522, 523, 524, 530})
+_TRY_AGAIN = frozenset({408, 425, 429, 500}) | _AWAY
 
 T = TypeVar("T")
 OnBytes = Callable[[int, int | None], None]
@@ -77,10 +78,11 @@ class Source(Protocol):
 class Retries:
     """How often to try, and how long to wait in between, in seconds.
 
-    `attempts` in a row without progress end it, but a server that is away gets `patience` seconds in any
-    case: ComfyUI takes 7 to 60 s to start, and after that the file is there as before. `damaged` is how often
-    a file that arrived damaged is read again, `missing` how often one that is not there is asked for again.
-    The waits are `first`, then times `factor`, up to `ceiling`, each shortened by chance by up to a half.
+    `attempts` in a row without progress end it. A server that is away (it does not answer, or a proxy answers
+    for it) has a budget of its own, as many attempts and `patience` seconds: ComfyUI takes 7 to 60 s to
+    start, and after that the file is there as before. `damaged` is how often a file that arrived damaged is
+    read again, `missing` how often one that is not there is asked for again. The waits are `first`, then
+    times `factor`, up to `ceiling`, each shortened by chance by up to a half.
     """
 
     attempts: int = 5
@@ -122,14 +124,16 @@ async def save(
     that stays unreachable, and for a full or missing disk). Cancelling removes the `.part`; a file is
     published whole or not at all.
     """
-    if limiter is not None:
-        async with limiter:
-            return await save(
-                source, output, destination, retries=retries, on_bytes=on_bytes, max_size=max_size
-            )
-    part = Part(destination, output)
+    budget = _Budget(retries, _Presence())
+    async with limiter or nullcontext():
+        return await _save(source, Part(destination, output), budget, on_bytes, max_size)
+
+
+async def _save(
+    source: Source, part: Part, budget: _Budget, on_bytes: OnBytes | None, max_size: int
+) -> SavedFile:
     try:
-        return await _Download(source, part, retries, on_bytes, max_size).run()
+        return await _Download(source, part, budget, on_bytes, max_size).run()
     finally:
         await part.leave()
 
@@ -177,13 +181,14 @@ async def save_all(
     wanted = list(outputs)
     limit = limiter or anyio.CapacityLimiter(downloads)
     done: list[SavedFile | DownloadError | None] = [None] * len(wanted)
+    presence = _Presence()
 
     async def bring(place: int, output: OutputFile) -> None:
         report = None if on_bytes is None else lambda here, total: on_bytes(output, here, total)
         try:
             async with limit:
-                done[place] = (await _from_mount(source, mounted, output, destination)) or await save(
-                    source, output, destination, retries=retries, on_bytes=report, max_size=max_size
+                done[place] = (await _from_mount(source, mounted, output, destination)) or await _save(
+                    source, Part(destination, output), _Budget(retries, presence), report, max_size
                 )
         except DownloadError as error:
             done[place] = error
@@ -218,66 +223,137 @@ class _Interrupted(Exception):
     """This attempt came to nothing, another one may do better."""
 
 
+class _Away(_Interrupted):
+    """Nobody who knows the file has answered."""
+
+
+class _Missing(_Interrupted):
+    """The server says that it does not have this file."""
+
+
+@dataclass(slots=True)
+class _Presence:
+    """Since when the server has been away, None while it answers. The files of one call share it: a server
+    that stays away is waited for once, not for each of a hundred files."""
+
+    away_since: float | None = None
+
+
+class _Budget:
+    """What may still go wrong with one file. Each kind of trouble counts for itself, so that a server that
+    was away for long does not use up what the others have."""
+
+    def __init__(self, retries: Retries, presence: _Presence) -> None:
+        self._retries, self._presence = retries, presence
+        self._failures = self._absences = self._damages = self._misses = 0
+        self._farthest = 0  # bytes
+
+    def wait(self, cause: Exception, here: int) -> float | None:
+        """Seconds until the next attempt, None when there is none. `here`: the bytes that there are now."""
+        if here >= self._farthest + PROGRESS:
+            self._farthest, self._failures = here, 0
+        if isinstance(cause, _Away):
+            return self._wait_for_the_server()
+        if isinstance(cause, _Missing):
+            self._presence.away_since = None
+            self._misses += 1
+            return self._retries.wait(self._misses) if self._misses <= self._retries.missing else None
+        self._failures += 1
+        self._damages += isinstance(cause, Damaged)
+        hopeless = isinstance(cause, BadAnswer) and cause.status not in _TRY_AGAIN
+        spent = self._failures >= self._retries.attempts or self._damages > self._retries.damaged
+        return None if hopeless or spent else self._retries.wait(self._failures)
+
+    def answered(self) -> None:
+        """The server is there, and has the file."""
+        self._absences = self._misses = 0
+        self._presence.away_since = None
+
+    def _wait_for_the_server(self) -> float | None:
+        now = anyio.current_time()
+        if self._presence.away_since is None:
+            self._presence.away_since = now
+        self._absences += 1
+        spent = now - self._presence.away_since >= self._retries.patience
+        if spent and self._absences >= self._retries.attempts:
+            return None
+        return self._retries.wait(self._absences)
+
+
+async def _not_here(answer: ViewAnswer) -> _Interrupted:
+    """What a 404 means. ComfyUI's own has no body (recording 20); a proxy's, or a tunnel's, has one, and says
+    only that the server behind it is not there."""
+    chunks = answer.chunks()
+    try:
+        if await anext(chunks, b""):
+            return _Away("what stands in front of the server answers 404 for it: try again when ComfyUI runs")
+        return _Missing("the server does not have this file")
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
+
+
 class _Download:
     """The attempts for one file."""
 
     def __init__(
-        self, source: Source, part: Part, retries: Retries, on_bytes: OnBytes | None, max_size: int
+        self, source: Source, part: Part, budget: _Budget, on_bytes: OnBytes | None, max_size: int
     ) -> None:
-        self._source, self._part, self._retries = source, part, retries
+        self._source, self._part, self._budget = source, part, budget
         self._on_bytes, self._max_size = on_bytes, max_size
         self._etag: str | None = None
         self._total: int | None = None
         self._blocks: Blocks | None = None
         self._writing: asyncio.Task[None] | None = None
-        self._missed = 0
-        self._since = 0.0  # when the failures in a row began
 
     async def run(self) -> SavedFile:
-        failures, damages, farthest = 0, 0, 0
         while True:
             try:
                 return await self._attempt()
-            except Damaged as damage:
-                cause: Exception = damage
-                damages += 1
-                hopeless = damages > self._retries.damaged
+            except (Damaged, ServerUnreachable, BadAnswer, _Interrupted) as error:
+                cause: Exception = error
+            if isinstance(cause, Damaged):
                 await self._restart()
-            except (ServerUnreachable, BadAnswer, _Interrupted) as error:
-                cause = error
-                hopeless = isinstance(error, BadAnswer) and error.status not in _TRY_AGAIN
-            if self._part.size >= farthest + PROGRESS:
-                failures, farthest = 0, self._part.size
-            failures += 1
-            if hopeless or not self._may_try_again(failures, cause):
-                raise self._part.error(str(cause)) from cause
+            wait = self._budget.wait(cause, self._part.size)
+            if wait is None:
+                raise self._given_up(cause) from (cause.__cause__ if isinstance(cause, _Away) else cause)
             log.info("%s: %s; trying again", self._part.output.filename, cause)
-            await anyio.sleep(self._retries.wait(failures))
+            await anyio.sleep(wait)
 
-    def _may_try_again(self, failures: int, cause: Exception) -> bool:
-        now = anyio.current_time()
-        if failures == 1:
-            self._since = now
-        refused = isinstance(cause, ServerUnreachable) and not cause.sent
-        away = refused or (isinstance(cause, BadAnswer) and cause.status in _AWAY)
-        return failures < self._retries.attempts or (away and now - self._since < self._retries.patience)
+    def _given_up(self, cause: Exception) -> DownloadError:
+        if not isinstance(cause, _Missing):
+            return self._part.error(str(cause))
+        reason = "the server no longer has this file: run the workflow again"
+        return OutputUnavailable(reason, output=self._part.output, destination=self._part.folder)
 
     async def _attempt(self) -> SavedFile:
         if self._part.size and self._etag is None:
             await self._restart()  # nothing would tell whether the rest belongs to the same file
         offset = self._part.size
-        async with self._source.open_view(self._part.output, offset=offset, etag=self._etag) as answer:
-            if answer.status == 404:
-                self._missed += 1
-                if self._missed <= self._retries.missing:  # a server that starts, a proxy that has lost it
-                    raise _Interrupted("the server does not have this file")
-                reason = "the server no longer has this file: run the workflow again"
-                raise OutputUnavailable(reason, output=self._part.output, destination=self._part.folder)
+        async with self._opened(offset) as answer:
             complete = answer.status == 416 and answer.total == offset
             if not complete:
                 await self._begin(answer, offset)
             rest = [] if complete else await self._pour(answer)
         return await self._part.on_disk(self._part.finish, rest)
+
+    @asynccontextmanager
+    async def _opened(self, offset: int) -> AsyncIterator[ViewAnswer]:
+        """The server's answer, if it is one about the file. Raises _Away, _Missing, BadAnswer."""
+        opening = self._source.open_view(self._part.output, offset=offset, etag=self._etag)
+        async with AsyncExitStack() as stack:
+            try:
+                answer = await stack.enter_async_context(opening)
+            except ServerUnreachable as error:
+                raise _Away(str(error)) from error
+            except BadAnswer as error:
+                if error.status in _AWAY:
+                    raise _Away(str(error)) from error
+                raise
+            if answer.status == 404:
+                raise await _not_here(answer)
+            self._budget.answered()
+            yield answer
 
     async def _begin(self, answer: ViewAnswer, offset: int) -> None:
         """Take note of what the answer will bring; start again when it is not the rest of what is here."""

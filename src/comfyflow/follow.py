@@ -21,7 +21,7 @@ from .errors import BadAnswer, JobTimeout, ServerError, ServerUnreachable
 from .events import JobEvent, Started, Status
 from .link import Link
 from .look import Looker
-from .models import JobView, PollSchedule, Timeouts
+from .models import JobState, JobView, PollSchedule, Timeouts
 from .roster import Roster
 from .tracker import Tracker
 
@@ -148,6 +148,12 @@ class Follower:
     def known(self, prompt_id: str) -> Tracker | None:
         """The tracker of a job that is followed, or has ended not long ago."""
         return self.roster.get(prompt_id) or self._ended.get(prompt_id)
+
+    def found_again(self, prompt_id: str) -> None:
+        """The server knows this job: if it was called lost, that was wrong."""
+        ended = self._ended.get(prompt_id)
+        if ended is not None and ended.state is JobState.LOST:
+            del self._ended[prompt_id]
 
     def attach(self, prompt_id: str) -> Tracker:
         """The tracker of a job; one that we do not know is looked at at once."""

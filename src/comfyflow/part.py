@@ -214,13 +214,15 @@ class Part:
         return self._file
 
     def _keep(self, flags: int) -> None:
-        """Open it and show that it is in work; under a new name next time when a sweep was quicker."""
+        """Open it and show that it is in work. When a sweep was quicker it goes, for another one of a new
+        name."""
         file = os.open(self._path, flags, 0o666)
-        if hold(file, self._path):
+        if hold(file, self._path, alone=flags == _CREATE):
             self._file = file
-        else:
-            os.close(file)
-            self._path = self.folder / part_name()
+            return
+        os.close(file)
+        self._discard()
+        self._path = self.folder / part_name()
 
     def _flush(self) -> None:
         """Let the system write early what fsync would wait for at the end; notice a disk that fills up."""
@@ -234,21 +236,23 @@ class Part:
 
     def _link_from(self, found: Path) -> bool:
         try:
-            while self._file is None:
-                os.link(found, self._path)
-                self._keep(_READ)
+            os.link(found, self._path)
+            self._keep(_READ)
+        except FileNotFoundError:
+            return False  # a sweep was quicker; where the folder is missing copying says so
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            return False
-        return True
+        return self._file is not None
 
     def _publish(self, info: MediaInfo) -> SavedFile:
         os.fsync(self._open())
-        self._close()
+        if sys.platform == "win32":
+            self._close()  # an open file cannot be moved there
         final = next((path for path in self._choices() if self._becomes(path)), None)
         if final is None:
             raise FileExistsError(errno.EEXIST, "there are too many files of this name")
+        self._close()  # not before: what is closed belongs to the next sweep
         _sync_folder(self.folder)
         self._over = True
         return SavedFile(
@@ -277,7 +281,7 @@ class Part:
 
     def _moves(self, final: Path) -> bool:
         """Without hard links (exFAT, some network drives): move onto a free name. Where the system cannot do
-        that in one step the name is taken first, by an empty file."""
+        that in one step the name is taken first, by an empty file, and only a kill right then leaves that."""
         try:
             if _move_if_free(self._path, final):
                 return True
@@ -287,7 +291,11 @@ class Part:
                 return False
             os.unlink(self._path)
             return True
-        os.replace(self._path, final)
+        try:
+            os.replace(self._path, final)
+        except OSError:
+            os.unlink(final)
+            raise
         return True
 
     def _is_same(self, path: Path) -> bool:

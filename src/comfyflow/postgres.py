@@ -25,15 +25,16 @@ from .journal import Draining, Journal
 from .rows import Batch, Row, batch_of, cleaned, job_of, kept_file, record_of
 from .shield import to_the_end
 from .statements import (
-    CLAIM,
     FORGET,
+    FREE,
     GET,
+    HOLD,
     HOLDERS,
+    ONE,
     RENAME,
     RENEW,
     RETIRE,
     SUCCESSOR,
-    TAKE,
     TURN,
     UNFINISHED,
     statement_for,
@@ -43,7 +44,7 @@ from .store import Advanced, Entry, Holding, Job, JobEvent, JobRecord, Store, Wo
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-REPLACED_ONCE = "workflow_runs_replaced_once"  # sql/0002_workers.sql
+REPLACED_ONCE, REPLACES_A_RUN = "workflow_runs_replaced_once", "workflow_runs_replaces_a_run"  # sql/0002
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # s between two attempts to reach a database that is away
 DISK = 60.0  # s that the journal's disk gets
 LANES, GROUP = 2, 20  # statements under way at once, and writes in one of them
@@ -215,12 +216,17 @@ class PostgresStore(Store):
             return 0
         return await self._drain(None if everything else self._target, wait=wait)
 
-    async def settle(self) -> None:
-        """Write what is held back, and what waits in the journal for this database, unless another process is
-        just doing that. Raises StoreError when the database cannot be used."""
+    async def settle(self, *, wait: float | None = None) -> None:
+        """Write what is held back, and what waits in the journal for this database.
+
+        Another process that is just doing that is left to it; with `wait` it is waited for, so many seconds,
+        and what others left in the journal is written too. Raises StoreError when the database cannot be
+        used, and StoreUnavailable when that took too long.
+        """
         await self._write(())
-        if self._behind:
-            await self._drain(self._target)
+        behind = self._behind if wait is None else self._behind or await self._something_waits()
+        if behind and self._journal is not None:
+            await self._drain(self._target, wait=wait)
         await self._prepare()
 
     async def close(self) -> None:
@@ -406,7 +412,7 @@ class PostgresStore(Store):
         statement, text = statement_for(batch), batch.to_json()
 
         async def work(connection: Any) -> None:
-            await self._transaction(connection, batch.renames, statement, text)
+            await self._transaction(connection, batch, statement, text)
 
         await self.connections.run(work)
 
@@ -418,21 +424,16 @@ class PostgresStore(Store):
             async with self._loaders:
                 await contents.keep(self.connections, file, limit_bytes=self._content_limit)
 
-    async def _transaction(
-        self, connection: Any, renames: tuple[Row, ...], statement: str, text: str
-    ) -> None:
+    async def _transaction(self, connection: Any, batch: Batch, statement: str, text: str) -> None:
         try:
-            if not renames:
+            if not batch.renames:
                 return _check(await connection.fetch(statement, text))
             async with connection.transaction():
-                for rename in renames:
+                for rename in batch.renames:
                     await connection.execute(RENAME, rename["new"], rename["old"])
                 return _check(await connection.fetch(statement, text))
-        except asyncpg.UniqueViolationError as error:
-            kind = _Replaced if error.constraint_name == REPLACED_ONCE else _Refused
-            raise kind(str(translated(error, self.connections.database))) from None
         except _OF_THE_DATA as error:
-            raise _Refused(str(translated(error, self.connections.database))) from None
+            raise _refusal(error, batch, self.connections.database) from None
 
     # -- the journal --
 
@@ -547,9 +548,9 @@ class PostgresStore(Store):
         await self.connections.execute(RETIRE, worker.id)
 
     async def take(self, prompt_id: str, worker: Worker, *, dead: Collection[str] = ()) -> bool:
-        """See Store. What waits in the journal for this database is written first."""
-        await self.settle()
-        return bool(await self._in_turn(TAKE, worker.id, list(dead), cleaned(prompt_id)))
+        """See Store. What waits in the journal for this database is written first: the job may be there."""
+        await self.settle(wait=self._patience)
+        return bool(await self._hold(worker, dead, ONE, cleaned(prompt_id)))
 
     async def claim(
         self,
@@ -562,30 +563,40 @@ class PostgresStore(Store):
     ) -> list[JobRecord]:
         """See Store. What waits in the journal for this database is written first."""
         await self.settle()
-        rows = await self._in_turn(CLAIM, worker.id, list(dead), server, list(busy), limit)
+        free = worker.id, list(dead), cleaned(server), [*map(cleaned, busy)], limit
+        rows = await self._hold(worker, dead, FREE, *free)
         return [record_of(_decoded(row), [], []) for row in rows]
 
     async def holders(self, server: str) -> list[Holding]:
         """See Store."""
-        rows = await self.connections.fetch(HOLDERS, server)
+        rows = await self.connections.fetch(HOLDERS, cleaned(server))
         return [
             Holding(Worker(row["worker"], row["host"], row["pid"], row["place"]), row["jobs"], row["left"])
             for row in rows
         ]
 
     async def successor(self, prompt_id: str) -> JobRecord | None:
-        """See Store."""
-        await self.settle()
+        """See Store. What waits in the journal for this database is written first."""
+        await self.settle(wait=self._patience)
         rows = await self.connections.fetch(SUCCESSOR, cleaned(prompt_id))
         return await self.get(rows[0]["prompt_id"]) if rows else None
 
-    async def _in_turn(self, statement: str, *arguments: object) -> list[Any]:
-        """In READ COMMITTED a statement sees what was committed before it began: the lock comes first."""
+    async def _hold(
+        self, worker: Worker, dead: Collection[str], choose: str, *arguments: object
+    ) -> list[Any]:
+        """Lock what `choose` finds, and hold what is free of that.
+
+        One caller after the other; and each statement has to see what was committed before it began, which
+        is what READ COMMITTED says, whatever the default of the database is.
+        """
 
         async def work(connection: Any) -> list[Any]:
-            async with connection.transaction():
+            async with connection.transaction(isolation="read_committed"):
                 await connection.execute(TURN)
-                return list(await connection.fetch(statement, *arguments))
+                found = [row["prompt_id"] for row in await connection.fetch(choose, *arguments)]
+                if not found:
+                    return []
+                return list(await connection.fetch(HOLD, worker.id, list(dead), found))
 
         return await self.connections.run(work)
 
@@ -604,6 +615,17 @@ def _check(wrong: list[Any]) -> None:
         if unknown:
             raise _Refused(f"no job {prompt_id} is recorded: add it first")
         raise _Refused(f"there is already another job {prompt_id}: use a new prompt id")
+
+
+def _refusal(error: Exception, batch: Batch, database: Database) -> _Refused:
+    """What it means that no database will take this."""
+    before = " or ".join(run["replaces"] for run in batch.runs if "replaces" in run)
+    rule = getattr(error, "constraint_name", None)
+    if rule == REPLACED_ONCE:
+        return _Replaced(f"job {before} was already replaced by another one: look at that one")
+    if rule == REPLACES_A_RUN:
+        return _Refused(f"no job {before} is recorded: add it first")
+    return _Refused(str(translated(error, database)))
 
 
 def _decoded(row: Any) -> Row:

@@ -1,8 +1,9 @@
 """Retention: delete what is old, in small transactions that stand in nobody's way.
 
 What goes: jobs that ended before the moment, with their events and the rows of their files, unless one of
-those rows is younger; rows of files of that age that belong to no recorded job (n8n's own); contents that no
-row names any more. What stays: jobs without an end, and what somebody else has locked just then.
+those rows is younger, or the job that was sent in their place stays; rows of files of that age that belong to
+no recorded job (n8n's own); contents that no row names any more. What stays: jobs without an end, and what
+somebody else has locked just then.
 """
 
 from __future__ import annotations
@@ -93,9 +94,16 @@ def _folder(root: Path | None) -> Path:
 
 # $1 is the moment everywhere. OFFSET 0 keeps PostgreSQL from making joins of these questions: it would
 # look at whole tables for each batch.
-_OLD_RUN = """r.finished_at < to_timestamp($1) AND NOT EXISTS (
+_OLD = """{0}.finished_at < to_timestamp($1) AND NOT EXISTS (
         SELECT FROM generated_assets AS young
-        WHERE young.prompt_id = r.prompt_id AND young.created_at >= to_timestamp($1) OFFSET 0)"""
+        WHERE young.prompt_id = {0}.prompt_id AND young.created_at >= to_timestamp($1) OFFSET 0)"""
+# What replaces a lost job is found through it: the key of both is made into the id of the first one.
+_OLD_RUN = f"""{_OLD.format("r")} AND NOT EXISTS (
+        WITH RECURSIVE later AS (
+            SELECT s.prompt_id, s.finished_at FROM workflow_runs AS s WHERE s.replaces = r.prompt_id
+            UNION SELECT s.prompt_id, s.finished_at
+            FROM later JOIN workflow_runs AS s ON s.replaces = later.prompt_id
+        ) SELECT FROM later WHERE ({_OLD.format("later")}) IS NOT TRUE OFFSET 0)"""
 _OLD_ASSET = f"""a.created_at < to_timestamp($1) AND NOT EXISTS (
         SELECT FROM workflow_runs AS r
         WHERE r.prompt_id = a.prompt_id AND ({_OLD_RUN}) IS NOT TRUE OFFSET 0)"""
@@ -103,9 +111,12 @@ _FILE = "jsonb_build_array(a.output_path, a.metadata ->> 'sha256')"
 _FILES = "(SELECT jsonb_agg(file)::text FROM assets WHERE file ->> 1 IS NOT NULL)"
 
 # ANY (ARRAY(...)) instead of a join: it is looked up by the index whatever the planner thinks of "old".
+# Of jobs that replace each other the last one goes first: a row that another one names would have to wait for
+# whoever has locked that.
 DELETE_RUNS = f"""
     WITH old AS MATERIALIZED (
-        SELECT r.prompt_id FROM workflow_runs AS r WHERE {_OLD_RUN}
+        SELECT r.prompt_id FROM workflow_runs AS r WHERE {_OLD.format("r")}
+            AND NOT EXISTS (SELECT FROM workflow_runs AS s WHERE s.replaces = r.prompt_id OFFSET 0)
         ORDER BY r.finished_at LIMIT $2 FOR UPDATE SKIP LOCKED
     ), events AS (
         DELETE FROM run_events AS e WHERE e.prompt_id = ANY (ARRAY(SELECT prompt_id FROM old)) RETURNING 1

@@ -12,16 +12,17 @@ from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
-    Iterator,
     Mapping,
 )
-from contextlib import aclosing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from functools import partial
 from math import inf, isinf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
-from uuid import uuid4
+from uuid import NAMESPACE_URL, uuid4, uuid5
+from weakref import WeakValueDictionary
 
 import anyio
 from anyio import to_thread
@@ -35,6 +36,7 @@ from .errors import (
     JobLost,
     KeyConflict,
     OutputUnavailable,
+    ServerError,
     ServerUnreachable,
     StoreError,
     UsageError,
@@ -44,6 +46,7 @@ from .errors import (
 )
 from .lease import Lease
 from .models import Ambiguous, JobFailure, JobResult, JobState, JobView, OnLost, SavedFile
+from .outcome import RunResult, are_here, named, never_ran, root_of, seconds_left
 from .several import end, ended, iterated
 from .shield import to_the_end
 from .store import RESUBMITTED, Accepted, Advanced, Holding, Job, JobEvent, JobRecord, Kept, Store, ending
@@ -55,23 +58,6 @@ OnView = Callable[[JobView], None]
 CANCEL = "cancel_requested"  # the kind of an event
 ASK_EVERY = 0.25  # s between looks at a job that another program is about to send
 LAST_WORDS = 30.0  # s for writing down an outcome although the caller was cancelled; stores give up sooner
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What became of a job. `error` is None for success; `elapsed` in seconds from the call to the last
-    file."""
-
-    job: Job
-    result: JobResult | None
-    files: tuple[SavedFile, ...] = ()
-    elapsed: float = 0.0
-    error: ComfyflowError | None = None
-
-    @property
-    def prompt_id(self) -> str:
-        """The job's id on the server."""
-        return self.job.prompt_id
 
 
 class Runner:
@@ -109,6 +95,7 @@ class Runner:
         self.client, self.store, self.output_dir = client, store, Path(output_dir)
         self._shared, self._in_place = shared, in_place
         self._made: set[Path] = set()
+        self._sending: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._on_job = on_job or (lambda job: None)
         self._resubmits = resubmits if OnLost(on_lost) is OnLost.RESUBMIT else 0
         self._lease = Lease(store, lease)
@@ -163,7 +150,7 @@ class Runner:
             if (files := await self._ended_before(record)) is not None:
                 return RunResult(job, record.result, files, time.monotonic() - started)
         job, result = await self._end_of(job, on_view, timeout)
-        with _named(job):
+        with named(job):
             files = await self._save(job, result)
         return RunResult(job, result, files, time.monotonic() - started)
 
@@ -173,7 +160,7 @@ class Runner:
         """Like `complete` (`timeout` in seconds), but its files stay on the server: only the outcome is
         recorded."""
         job, result = await self._end_of(job, on_view, timeout)
-        with _named(job):
+        with named(job):
             await self._record(job, result)
         return result
 
@@ -343,7 +330,7 @@ class Runner:
         """The job of a key: whoever writes its row first sends it."""
         try:
             record = await self._of_key(job)
-            if record is not None and _never_ran(record):
+            if record is not None and never_ran(record):
                 return await self._replace(record.job)
             known = record is not None
             if record is None:
@@ -386,18 +373,30 @@ class Runner:
         an outcome; else the job is left open for later."""
         if job.workflow is None:
             raise StoreError(f"job {job.prompt_id} cannot be sent: its graph was never recorded")
-        if not await self._lease.holds(job):
-            raise StoreError(f"job {job.prompt_id} is not sent: another program has taken it over meanwhile")
+        lock = self._sending.setdefault(job.prompt_id, asyncio.Lock())
+        contended = (
+            lock.locked()
+        )  # by another task of this program: a `resume` beside a `run` of the same key
+        async with lock:
+            record = await self.store.get(job.prompt_id) if contended else None
+            if record is not None and record.state is not JobState.CREATED:
+                return record.job
+            return await self._send_now(job, job.workflow, maybe_sent=maybe_sent, first=first)
+
+    async def _send_now(self, job: Job, workflow: Workflow, *, maybe_sent: bool, first: bool) -> Job:
         key = job.key if job.key is not None and job.prompt_id == key_id(job.key) else None
         self._on_job(job)
         try:
             prompt_id = await self.client.submit_workflow(
-                job.workflow,
+                workflow,
                 prompt_id=None if key else job.prompt_id,
                 idempotency_key=key,  # where the record is away the server is asked for it
                 allow_partial=self._allow_partial,
                 maybe_sent=maybe_sent,
+                before_send=partial(self._check_held, job),
             )
+        except StoreError:
+            raise  # another program sends it
         except ComfyflowError as error:
             error.prompt_id = error.prompt_id or job.prompt_id
             unsure = isinstance(error, ServerUnreachable) and error.sent
@@ -411,10 +410,17 @@ class Runner:
         self._on_job(accepted)
         return accepted
 
+    async def _check_held(self, job: Job) -> None:
+        if not await self._lease.holds(job):
+            raise StoreError(f"job {job.prompt_id} is not sent: another program has taken it over meanwhile")
+
     async def _replace(self, job: Job, lost: JobResult | None = None) -> Job:
-        """Send a job again under a new id; its outcome `lost` is written together with the new row."""
+        """Send a job again under a new id, which all programs would choose; its outcome `lost` is written
+        together with the new row."""
         assert job.workflow is not None
-        new = replace(self._job(job.workflow), key=job.key, replaces=job.prompt_id, attempt=job.attempt + 1)
+        again = str(uuid5(NAMESPACE_URL, f"comfyflow:again:{job.prompt_id}"))
+        new = replace(self._job(job.workflow), prompt_id=again, key=job.key)
+        new = replace(new, replaces=job.prompt_id, attempt=job.attempt + 1)
         told = JobEvent(job.prompt_id, RESUBMITTED, {"as": new.prompt_id})
         with self._lease.busy(new.prompt_id):
             outcome = () if lost is None else ending(job, lost)
@@ -422,7 +428,8 @@ class Runner:
                 await self._to_the_end(job, self.store.write(*outcome, *self._lease.added(new), told))
             # Where that cannot be asked the new row waits in the journal, and `resume` sends it.
             if await self._lease.take(new):
-                return await self._send(new, first=False)
+                in_doubt = self.client.ambiguous is not Ambiguous.FAIL
+                return await self._send(new, maybe_sent=in_doubt, first=False)
         later = await self._latest(job.prompt_id)
         if later is None or (later.job.prompt_id == job.prompt_id and later.result is None):
             raise StoreError(f"job {job.prompt_id} is not sent again: that could not be recorded")
@@ -435,18 +442,20 @@ class Runner:
         budget = self.client.timeout.total if timeout is None else timeout  # as in `ComfyClient.wait`
         deadline = inf if budget is None else time.monotonic() + budget
         while True:
-            with _named(job), self._lease.busy(job.prompt_id):
+            with named(job), self._lease.busy(job.prompt_id):
                 try:
                     left = None if isinf(deadline) else max(0.0, deadline - time.monotonic())
                     return job, await self._followed(job, on_view, left)
                 except JobLost as lost:
-                    job = await self._after_loss(job, lost)
+                    before, job = job, await self._after_loss(job, lost)
+                    if job is before and time.monotonic() >= deadline:
+                        raise
 
     async def _followed(self, job: Job, on_view: OnView | None, timeout: float | None) -> JobResult:
         try:
             with anyio.move_on_after(timeout) as spent:
                 await self._show(job, on_view)
-                return await self.client.wait(job.prompt_id, timeout=_left(spent))
+                return await self.client.wait(job.prompt_id, timeout=seconds_left(spent))
             return await self.client.wait(job.prompt_id, timeout=0)  # raises the error that belongs here
         except JobLost as error:
             return await self._remembered(job, error)
@@ -486,12 +495,26 @@ class Runner:
         later = await self._latest(job.prompt_id)
         if later is not None and later.job.prompt_id != job.prompt_id:
             return later.job
+        if later is not None and later.result is None:
+            if not await self._lease.take(job):
+                await anyio.sleep(ASK_EVERY)
+                return job  # whoever holds it sends it, or finds out that it is lost
+            if later.state is JobState.CREATED:
+                return await self._send(job, maybe_sent=True, first=False)
+        if await self._is_there(job):
+            return job
         result = lost.view.result
         if result is not None and job.workflow is not None and job.attempt <= self._resubmits:
             return await self._replace(job, result)
         if result is not None:
             await self._record(job, result)
         raise lost
+
+    async def _is_there(self, job: Job) -> bool:
+        """A last look: an old answer may have said that the server does not know what it was sent since."""
+        with suppress(ServerError):
+            return (await self.client.poll_status(job.prompt_id)).state is not JobState.LOST
+        return False
 
     async def _show(self, job: Job, on_view: OnView | None) -> None:
         """Show each view, and write down that the job runs. Nobody looks: that is all there is to see."""
@@ -547,14 +570,14 @@ class Runner:
             return None
         if (error := error_of(JobView(record.job.prompt_id, record.state, result=result))) is not None:
             raise error
-        here = len(files) == len(result.outputs) and await to_thread.run_sync(_are_here, files)
+        here = len(files) == len(result.outputs) and await to_thread.run_sync(are_here, files)
         return files if here else None
 
     # -- recording --
 
     async def _record(self, job: Job, result: JobResult, files: tuple[SavedFile, ...] = ()) -> None:
         """The outcome is written even when the caller has just been cancelled."""
-        root = _root(await self._folder_of(job), self._shared) if files else None
+        root = root_of(await self._folder_of(job), self._shared) if files else None
         await self._to_the_end(job, self.store.write(*ending(job, result, files, root=root)))
         if self._keep_content and files:
             await self.store.write(*map(Kept, files))
@@ -576,36 +599,3 @@ class Runner:
         except TimeoutError as error:
             text = f"the outcome of job {job.prompt_id} could not be recorded in {LAST_WORDS:g} s"
             raise StoreError(text) from error
-
-
-def _never_ran(record: JobRecord) -> bool:
-    """Whether a job ended without ever having come to the server."""
-    return record.state is JobState.FAILED and all(event.kind != "submitted" for event in record.events)
-
-
-def _are_here(files: Iterable[SavedFile]) -> bool:
-    try:
-        return all(file.path.stat().st_size == file.size for file in files)
-    except OSError:
-        return False
-
-
-def _root(output_dir: Path, shared: Path | str | None) -> Path:
-    """What recorded paths are relative to."""
-    inside = shared is not None and output_dir.absolute().is_relative_to(Path(shared).absolute())
-    return Path(shared).absolute() if shared is not None and inside else output_dir.absolute()
-
-
-def _left(scope: anyio.CancelScope) -> float | None:
-    """Seconds until the scope's deadline, None without one."""
-    return None if isinf(scope.deadline) else max(0.0, scope.deadline - anyio.current_time())
-
-
-@contextmanager
-def _named(job: Job) -> Iterator[None]:
-    """An error that passes through tells which job it belongs to."""
-    try:
-        yield
-    except ComfyflowError as error:
-        error.prompt_id = error.prompt_id or job.prompt_id
-        raise

@@ -214,20 +214,22 @@ _FREE = """finished_at IS NULL AND (
         )
     )"""
 
-TAKE = f"""
-UPDATE workflow_runs AS run SET worker = $1 WHERE prompt_id = $3 AND {_FREE} RETURNING prompt_id
+ONE = "SELECT prompt_id FROM workflow_runs WHERE prompt_id = $1 FOR NO KEY UPDATE"
+
+FREE = f"""
+SELECT prompt_id FROM workflow_runs AS run
+WHERE server = $3 AND prompt_id <> ALL ($4::text[]) AND {_FREE}
+ORDER BY created_at, prompt_id LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
 """
 
-CLAIM = f"""
-WITH free AS MATERIALIZED (
-    SELECT prompt_id FROM workflow_runs AS run
-    WHERE server = $3 AND prompt_id <> ALL ($4::text[]) AND {_FREE}
-    ORDER BY created_at, prompt_id LIMIT $5 FOR UPDATE SKIP LOCKED
-), taken AS (
-    UPDATE workflow_runs AS run SET worker = $1 FROM free WHERE run.prompt_id = free.prompt_id
+# Asked anew, in a statement that begins behind the locks: while ONE or FREE waited for one of them, somebody
+# else may have taken the job, and they do not see that worker's row.
+HOLD = f"""
+WITH held AS (
+    UPDATE workflow_runs AS run SET worker = $1 WHERE prompt_id = ANY ($3::text[]) AND {_FREE}
     RETURNING run.*
 )
-SELECT {_JOB}, outcome::text AS outcome, error::text AS error FROM taken ORDER BY place, prompt_id
+SELECT {_JOB}, outcome::text AS outcome, error::text AS error FROM held ORDER BY place, prompt_id
 """
 
 HOLDERS = """

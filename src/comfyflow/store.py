@@ -258,6 +258,17 @@ def outcome_id(prompt_id: str) -> str:
     return str(uuid5(NAMESPACE_URL, f"comfyflow:outcome:{prompt_id}"))
 
 
+def _falls_with(entry: Entry, late: Collection[str]) -> bool:
+    """Whether an entry goes without saying once the outcome of one of the jobs `late` has come too late."""
+    match entry:
+        case Added(job):
+            return job.replaces in late
+        case JobEvent(prompt_id, kind):
+            told = kind == RESUBMITTED or entry.event_id == outcome_id(prompt_id)
+            return told and prompt_id in late
+    return False
+
+
 class MemoryStore(Store):
     """A store that lives as long as this object. Keeps every record, so give long programs a real one."""
 
@@ -267,9 +278,17 @@ class MemoryStore(Store):
     async def write(self, *entries: Entry, lazily: bool = False) -> None:
         """See Store. `lazily` makes no difference here."""
         before = dict(self._records)
+        late = {
+            entry.job.prompt_id
+            for entry in entries
+            if isinstance(entry, Finished) and self._has_another_end(entry)
+        }
         try:
             for entry in entries:
-                self._write(entry)
+                if not _falls_with(entry, late):
+                    self._write(entry)
+            for entry in entries:
+                self._check_chain(entry)
         except StoreError:
             self._records = before
             raise
@@ -306,14 +325,30 @@ class MemoryStore(Store):
             case Finished(job, result, files):
                 self._finish(job.prompt_id, result, files)
 
-    def _add(self, job: Job) -> None:
-        before = self._records.get(job.replaces or "")
-        if before is not None and before.state in (JobState.SUCCEEDED, JobState.CANCELLED):
+    def _has_another_end(self, entry: Finished) -> bool:
+        """Whether this is a second outcome, other than the first."""
+        record = self._records.get(entry.job.prompt_id)
+        return record is not None and record.state.terminal and record.state is not entry.result.state
+
+    def _check_chain(self, entry: Entry) -> None:
+        """A job is replaced once, and is there."""
+        before = entry.job.replaces if isinstance(entry, Added) else None
+        if before is None:
             return
+        self._record(before)
+        if sum(record.job.replaces == before for record in self._records.values()) > 1:
+            raise StoreError(f"job {before} was already replaced by another one: look at that one")
+
+    def _add(self, job: Job) -> None:
         record = self._records.setdefault(job.prompt_id, JobRecord(job))
         known = record.job
         filled = replace(
-            known, workflow=known.workflow or job.workflow, client_id=known.client_id or job.client_id
+            known,
+            workflow=known.workflow or job.workflow,
+            client_id=known.client_id or job.client_id,
+            key=known.key or job.key,
+            replaces=known.replaces or job.replaces,
+            folder=known.folder or job.folder,
         )
         if filled.workflow and job.workflow and filled.workflow.digest != job.workflow.digest:
             raise StoreError(f"there is already another job {job.prompt_id}: use a new prompt id")

@@ -8,7 +8,7 @@ what to do where that proves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -36,6 +36,9 @@ RETRY_FIRST, RETRY_CEILING = 0.05, 5.0  # s between looks at a server that does 
 GATEWAY_TIMEOUTS = frozenset({504, 522, 524})  # the latter two are Cloudflare's
 
 
+BeforeSend = Callable[[], Awaitable[None]]
+
+
 def key_id(key: str) -> str:
     """The prompt id that belongs to an idempotency key: always the same. Raises UsageError for an empty
     one."""
@@ -51,12 +54,15 @@ async def send_once(
     *,
     ambiguous: Ambiguous = Ambiguous.WAIT,
     maybe_sent: bool = False,
+    before_send: BeforeSend | None = None,
 ) -> Submission:
     """Send the request body and return what the server said, or found out about it.
 
-    `maybe_sent`: somebody who did not live to tell may have sent it before. Raises WorkflowRejected,
-    BadAnswer, or ServerUnreachable, whose `sent` is True when the job may be queued all the same. Cancelling
-    leaves that open too.
+    `maybe_sent`: somebody who did not live to tell may have sent it before. `before_send` is awaited right
+    before each request, after however long a search; what it raises stops the sending.
+
+    Raises WorkflowRejected, BadAnswer, or ServerUnreachable, whose `sent` is True when the job may be queued
+    all the same. Cancelling leaves that open too.
     """
     sending = _Sending(api, looker, str(body["prompt_id"]), Ambiguous(ambiguous))
     doubt: ServerError | None = None
@@ -65,6 +71,8 @@ async def send_once(
     for last in (False,) * SENDS + (True,):
         if doubt is not None and (found := await sending.resolve(doubt, last=last)) is not None:
             return found
+        if before_send is not None:
+            await before_send()
         try:
             return await api.prompt(body)
         except ServerError as error:

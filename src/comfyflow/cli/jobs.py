@@ -37,7 +37,8 @@ from .app import (
 from .recorded import OFTEN, answer, check_folder, recorded
 
 if TYPE_CHECKING:
-    from ..runner import Runner, RunResult
+    from ..outcome import RunResult
+    from ..runner import Runner
 
 FAREWELL = 5.0  # s to end the job on the server after Ctrl-C
 SIMULATED_STEP = 0.03  # s for one step of a sampler in `run --simulate`, so that there is something to see

@@ -32,7 +32,8 @@ from .app import (
 from .recorded import OFTEN, answer, check_folder, recorded
 
 if TYPE_CHECKING:
-    from ..runner import Runner, RunResult
+    from ..outcome import RunResult
+    from ..runner import Runner
     from ..store import Store
 
 ConcurrencyOption = Annotated[
