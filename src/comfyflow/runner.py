@@ -442,14 +442,14 @@ class Runner:
         budget = self.client.timeout.total if timeout is None else timeout  # as in `ComfyClient.wait`
         deadline = inf if budget is None else time.monotonic() + budget
         while True:
-            with named(job), self._lease.busy(job.prompt_id):
-                try:
+            try:
+                with named(job), self._lease.busy(job.prompt_id):
                     left = None if isinf(deadline) else max(0.0, deadline - time.monotonic())
                     return job, await self._followed(job, on_view, left)
-                except JobLost as lost:
-                    before, job = job, await self._after_loss(job, lost)
-                    if job is before and time.monotonic() >= deadline:
-                        raise
+            except JobLost as lost:
+                before, job = job, await self._after_loss(job, lost)
+                if job is before and time.monotonic() >= deadline:
+                    raise
 
     async def _followed(self, job: Job, on_view: OnView | None, timeout: float | None) -> JobResult:
         try:
@@ -492,6 +492,10 @@ class Runner:
 
     async def _after_loss(self, job: Job, lost: JobLost) -> Job:
         """The job that takes the place of a lost one. Raises `lost` when there is none."""
+        with self._lease.busy(job.prompt_id):
+            return await self._found_after(job, lost)
+
+    async def _found_after(self, job: Job, lost: JobLost) -> Job:
         later = await self._latest(job.prompt_id)
         if later is not None and later.job.prompt_id != job.prompt_id:
             return later.job
