@@ -106,6 +106,22 @@ async def test_who_stood_still_asks_whether_the_job_is_still_theirs(
     assert await slept.holds(mine)
 
 
+async def test_a_lease_that_lapsed_and_was_renewed_is_no_proof(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept, other = Lease(store, 30.0), Lease(store, 30.0)
+    taken, mine = job("taken"), job("mine")
+    await store.write(*slept.added(taken))
+    await store.write(*slept.added(mine))
+    execute(store_dsn(store), "UPDATE run_workers SET alive_until = now()")
+    assert await other.take(taken)
+    real = time.time
+    monkeypatch.setattr("comfyflow.lease.time.time", lambda: real() + 31.0)
+    await slept._renew()  # what goes on in the background comes first after a sleep
+    assert not await slept.holds(taken)
+    assert await slept.holds(mine)
+
+
 def store_dsn(store: PostgresStore) -> str:
     return store.connections.database.dsn
 

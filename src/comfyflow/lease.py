@@ -36,6 +36,7 @@ class Lease:
             "-inf"
         )  # when it did last, by two clocks: one may jump, one may stand
         self._busy: dict[str, int] = {}  # jobs in hand, by how many callers
+        self._mine: set[str] = set()  # those of them that nobody can have taken since
         self._task: asyncio.Task[None] | None = None
 
     # -- life --
@@ -64,7 +65,12 @@ class Lease:
     async def _renew(self) -> None:
         moment = time.time(), time.monotonic()
         await self._store.renew(self.worker, self._seconds)
-        self._known, (self._wall, self._steady) = True, moment
+        self._live_on(*moment)
+
+    def _live_on(self, wall: float, steady: float) -> None:
+        if self._left() <= 0:  # it has ended meanwhile, and who knows what others took
+            self._mine.clear()
+        self._known, self._wall, self._steady = True, wall, steady
 
     # -- jobs --
 
@@ -72,8 +78,10 @@ class Lease:
         """What to write for a new job, so that it is held from the start."""
         entry = Added(job, self.worker.id)
         if self._left() > self._seconds / 2:
+            self._mine.add(job.prompt_id)
             return (entry,)
-        self._known, self._wall, self._steady = True, time.time(), time.monotonic()
+        self._live_on(time.time(), time.monotonic())
+        self._mine.add(job.prompt_id)
         return Alive(self.worker, self._seconds), entry
 
     @contextmanager
@@ -86,11 +94,12 @@ class Lease:
             self._busy[prompt_id] -= 1
             if not self._busy[prompt_id]:
                 del self._busy[prompt_id]
+                self._mine.discard(prompt_id)
 
     async def holds(self, job: Job) -> bool:
         """Whether a job may be sent: it is still ours. A program that stood still for longer than the lease
         (a closed laptop) has lost it, and maybe to somebody else."""
-        if self._left() > 0:
+        if self._left() > 0 and job.prompt_id in self._mine:
             return True
         try:
             return await self.take(job)
@@ -102,14 +111,18 @@ class Lease:
         """Hold a job that nobody alive holds. Raises StoreError."""
         await self._renew()
         dead = await self._dead(job.server)
-        return await self._store.take(job.prompt_id, self.worker, dead=dead)
+        taken = await self._store.take(job.prompt_id, self.worker, dead=dead)
+        (self._mine.add if taken else self._mine.discard)(job.prompt_id)
+        return taken
 
     async def claim(self, server: str, limit: int, *, besides: Collection[str]) -> list[JobRecord]:
         """Hold up to `limit` jobs of this server that nobody alive works on, `besides` those. Raises
         StoreError."""
         await self._renew()
         busy, dead = {*self._busy, *besides}, await self._dead(server)
-        return await self._store.claim(self.worker, server, limit=limit, busy=busy, dead=dead)
+        found = await self._store.claim(self.worker, server, limit=limit, busy=busy, dead=dead)
+        self._mine.update(record.job.prompt_id for record in found)
+        return found
 
     async def others(self, server: str) -> list[Holding]:
         """Who else holds jobs of this server that have no outcome. Raises StoreError."""
