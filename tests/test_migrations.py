@@ -106,7 +106,7 @@ async def test_four_upgrades_at_once_apply_each_file_once(empty_database: str) -
             return await migrations.upgrade(connections)
 
     applied = await asyncio.gather(*(one() for _ in range(4)))
-    assert sorted(applied) == [(), (), (), NAMES]
+    assert sorted(name for names in applied for name in names) == [*NAMES]  # whoever had its turn
 
 
 def test_four_processes_at_once_apply_each_file_once(empty_database: str) -> None:
@@ -121,7 +121,7 @@ def test_four_processes_at_once_apply_each_file_once(empty_database: str) -> Non
     )
     command = [sys.executable, "-c", code, empty_database]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert sorted(process.communicate()[0].strip() for process in started) == ["", "", "", " ".join(NAMES)]
+    assert sorted(" ".join(process.communicate()[0] for process in started).split()) == [*NAMES]
 
 
 async def test_an_upgrade_waits_for_another_however_short_its_own_patience_is(empty_database: str) -> None:
