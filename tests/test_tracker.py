@@ -319,7 +319,8 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def a_place_in_the_queue_is_none_below_the_first(self) -> None:
-        assert self.job.ahead is None or (self.end is None and self.job.ahead >= 0)
+        waits = self.job.state.rank <= JobState.QUEUED.rank
+        assert self.job.ahead is None or (waits and self.job.ahead >= 0)
 
     def teardown(self) -> None:
         """From here on only looks, each when it is due or at its turn, and they find nothing any more."""

@@ -176,7 +176,8 @@ class Tracker:
     def _place(self, event: e.JobEvent) -> None:
         assert isinstance(event, e.Accepted | e.SeenPending | e.SeenRunning)
         self.number = self.number if event.number is None else event.number
-        if isinstance(event, e.SeenPending) and event.ahead is not None:
+        waits = self.state.rank <= JobState.QUEUED.rank  # an old look may tell of the queue later on
+        if waits and isinstance(event, e.SeenPending) and event.ahead is not None:
             self.ahead = event.ahead
 
     def _on_node(self, event: e.JobEvent) -> None:
