@@ -126,11 +126,14 @@ def store_dsn(store: PostgresStore) -> str:
     return store.connections.database.dsn
 
 
-async def test_without_a_database_nobody_can_have_taken_a_job(cluster: Cluster) -> None:
+async def test_without_a_database_only_a_lease_that_lasts_is_a_proof(cluster: Cluster) -> None:
     store = await PostgresStore.open(cluster.dsn, journal=None)
     lease = Lease(store, 30.0)
+    lease.added(job("mine"))
     await asyncio.to_thread(cluster.stop)
-    assert await lease.holds(job("a"))
+    assert await lease.holds(job("mine"))
+    with pytest.raises(StoreUnavailable):
+        await lease.holds(job("a"))
     with pytest.raises(StoreUnavailable):
         await lease.take(job("a"))
     await lease.stop()

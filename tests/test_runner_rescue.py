@@ -16,8 +16,11 @@ from comfyflow import (
     ComfyClient,
     JobCancelled,
     JobFailed,
+    JobFailure,
     JobLost,
+    JobResult,
     JobState,
+    JobTimeout,
     Journal,
     MemoryStore,
     PollSchedule,
@@ -125,11 +128,12 @@ async def test_a_job_that_never_came_to_the_server_does_not_use_up_its_key(
     await comfyui.kill()
     with pytest.raises(ServerUnreachable):
         await runner.client.queue()
-    with pytest.raises(ServerUnreachable) as unsent:
+    with pytest.raises(ServerUnreachable):
         await runner.run(graph, key="k")
+    assert [job async for job in runner.store.unfinished()] == []
     await comfyui.start()
     done = await runner.run(graph, key="k")
-    assert (done.job.replaces, done.job.attempt, done.job.key) == (unsent.value.prompt_id, 2, "k")
+    assert (done.job.replaces, done.job.attempt, done.job.key) == (None, 1, "k")
     assert (await runner.run(graph, key="k")).prompt_id == done.prompt_id
     assert sum(comfyui.executed.values()) == 1
 
@@ -449,3 +453,82 @@ async def test_a_job_that_another_living_program_holds_is_not_called_lost(
         await stubborn._send(job)
         assert (await following).prompt_id == job.prompt_id
     assert set(comfyui.executed.values()) == {1}
+
+
+# servers that are mixed up, and moments that are
+
+
+async def test_a_cancel_at_the_wrong_server_writes_nothing(
+    runner: Runner, comfyui: Sim, tmp_path: Path
+) -> None:
+    await comfyui.hold()
+    job = await runner.submit(image())
+    async with Sim() as wrong, ComfyClient(wrong.url, poll=QUICK) as client:
+        with pytest.raises(JobLost, match="ask there"):
+            await Runner(client, runner.store, tmp_path).cancel(job.prompt_id)
+    await comfyui.release()
+    assert (await runner.complete(job)).files
+    record = await recorded(runner.store, job.prompt_id)
+    assert (record.state, [event.kind for event in record.events].count("cancel_requested")) == (
+        JobState.SUCCEEDED,
+        0,
+    )
+
+
+async def test_a_cancel_waits_for_who_is_about_to_send_the_job(
+    runner: Runner, comfyui: Sim, client: ComfyClient, database: str, tmp_path: Path
+) -> None:
+    held = comfyui.faults.add("POST", "/prompt", stall())
+    running = asyncio.create_task(runner.run(alone("SimSleep", seconds=30.0)))
+    await held.met()
+    [job] = [job async for job in runner.store.unfinished()]
+    async with (
+        await PostgresStore.open(database, journal=None) as store,
+        Runner(client, store, tmp_path / "other") as other,
+    ):
+        with pytest.raises(JobTimeout, match="about to be sent"):
+            await other.cancel(job.prompt_id, timeout=0.3)
+        cancelling = asyncio.create_task(other.cancel(job.prompt_id))
+        held.release()
+        assert await cancelling
+    with pytest.raises(JobCancelled):
+        await running
+    assert (await recorded(runner.store, job.prompt_id)).state is JobState.CANCELLED
+
+
+async def test_a_key_that_another_server_may_have_is_not_sent_here(
+    runner: Runner, store: PostgresStore, comfyui: Sim, tmp_path: Path
+) -> None:
+    graph = image()
+    async with Sim() as first, ComfyClient(first.url, poll=QUICK) as client:
+        job = Runner(client, store, tmp_path)._job(Workflow.load(graph), "k")
+        await store.add(job)
+        with pytest.raises(KeyConflict, match="run it there"):
+            await runner.run(graph, key="k")
+    assert ("POST", "/prompt") not in comfyui.requests
+
+
+async def test_a_key_that_only_the_server_knows_belongs_to_its_workflow(
+    runner: Runner, client: ComfyClient, comfyui: Sim
+) -> None:
+    graph = image()
+    await client.wait(await client.submit_workflow(graph, idempotency_key="k"))
+    for _ in range(2):
+        with pytest.raises(KeyConflict, match="another workflow"):
+            await runner.run(image(), key="k")
+    assert (await runner.run(graph, key="k")).files
+    assert sum(comfyui.executed.values()) == 1
+
+
+async def test_a_failed_row_is_not_replaced_while_the_server_has_its_job(
+    runner: Runner, store: PostgresStore, client: ComfyClient, comfyui: Sim
+) -> None:
+    graph = image()
+    job = runner._job(Workflow.load(graph), "k")
+    await store.add(job)
+    failed = JobResult(job.prompt_id, JobState.FAILED, failure=JobFailure("unreachable"))
+    await store.finish(job, failed)
+    await client.wait(await client.submit_workflow(graph, idempotency_key="k"))
+    with pytest.raises(KeyConflict, match="gets its files"):
+        await runner.run(graph, key="k")
+    assert sum(comfyui.executed.values()) == 1

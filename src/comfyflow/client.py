@@ -167,7 +167,7 @@ class ComfyClient:
         body |= {} if number is None else {"number": number}
         body |= {} if extra_data is None else {"extra_data": dict(extra_data)}
         async with self._alone(job):
-            if idempotency_key is not None and await self._is_there(job, graph, idempotency_key):
+            if idempotency_key is not None and await self.remembers(graph, idempotency_key):
                 return job
             submission = await self._send(
                 body, self._shared_titles(graph), maybe_sent=maybe_sent, before_send=before_send
@@ -179,6 +179,24 @@ class ComfyClient:
         if submission.node_errors:
             await self._take_back(submission)
         return submission.prompt_id
+
+    async def remembers(self, workflow: Workflow | Mapping[str, Any], idempotency_key: str) -> bool:
+        """Whether the server remembers a job of this key. Raises KeyConflict when that has another workflow,
+        NotSupported, ServerError."""
+        graph, prompt_id = Workflow.load(workflow), key_id(idempotency_key)
+        try:
+            event = await self._looker.look(prompt_id)
+            if isinstance(event, e.Absent):
+                await self._require_ids()
+                return False
+            sent = await self._api.sent(prompt_id)
+        except ServerUnreachable as error:
+            error.sent = False  # that was only a look
+            raise
+        if sent is not None and sent.digest not in (None, graph.digest):
+            text = f"the key {idempotency_key!r} belongs to job {prompt_id}, which has another workflow"
+            raise KeyConflict(f"{text}: use a new key")
+        return True
 
     async def poll_status(self, prompt_id: str) -> JobView:
         """One look, the truth now; for a waiting job also its place in the queue. Raises ServerError.
@@ -379,22 +397,6 @@ class ComfyClient:
         lock = self._sending.setdefault(prompt_id, asyncio.Lock())
         async with lock:
             yield
-
-    async def _is_there(self, prompt_id: str, graph: Workflow, key: str) -> bool:
-        """Whether the server remembers the job of a key. Raises KeyConflict, NotSupported, ServerError."""
-        try:
-            event = await self._looker.look(prompt_id)
-            if isinstance(event, e.Absent):
-                await self._require_ids()
-                return False
-            sent = await self._api.sent(prompt_id)
-        except ServerUnreachable as error:
-            error.sent = False  # that was only a look
-            raise
-        if sent is not None and sent.digest not in (None, graph.digest):
-            text = f"the key {key!r} belongs to job {prompt_id}, which has another workflow"
-            raise KeyConflict(f"{text}: use a new key")
-        return True
 
     async def _require_ids(self) -> None:
         if not await self._looker.keeps_ids():

@@ -6,7 +6,6 @@ Without it a second program could take a job for abandoned that is about to be s
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -17,8 +16,6 @@ from .errors import StoreError
 from .shield import to_the_end
 from .store import Added, Alive, Entry, Holding, Job, JobRecord, Store
 from .worker import is_dead, this_worker
-
-log = logging.getLogger(__name__)
 
 GOODBYE = 5.0  # s for giving up what is held; it comes free by itself later
 LOOK_EVERY = 0.25  # s between looks at whether others still live
@@ -97,15 +94,12 @@ class Lease:
                 self._mine.discard(prompt_id)
 
     async def holds(self, job: Job) -> bool:
-        """Whether a job may be sent: it is still ours. A program that stood still for longer than the lease
-        (a closed laptop) has lost it, and maybe to somebody else."""
-        if self._left() > 0 and job.prompt_id in self._mine:
-            return True
-        try:
-            return await self.take(job)
-        except StoreError as error:  # a database that is away stops no job: it is away for others too
-            log.info("whether job %s is ours cannot be asked: %s", job.prompt_id, error)
-            return True
+        """Whether a job may be sent: it is still ours.
+
+        A program that stood still for longer than the lease (a closed laptop), or whose database was away for
+        so long, has lost it, and maybe to somebody else. Raises StoreError when that cannot be asked.
+        """
+        return (self._left() > 0 and job.prompt_id in self._mine) or await self.take(job)
 
     async def take(self, job: Job) -> bool:
         """Hold a job that nobody alive holds. Raises StoreError."""

@@ -34,6 +34,7 @@ from .errors import (
     DownloadError,
     JobError,
     JobLost,
+    JobTimeout,
     KeyConflict,
     OutputUnavailable,
     ServerError,
@@ -168,20 +169,41 @@ class Runner:
         """End a job (or a prompt id), wait at most `timeout` seconds for its end, and record that: see
         `ComfyClient.cancel`.
 
-        What the record does not know stays unrecorded. Raises ServerError, JobTimeout, StoreError.
+        One that another program is about to send is waited for first. What the record does not know stays
+        unrecorded. Raises ServerError, JobTimeout, StoreError, and JobLost for a job of another server.
         """
+        prompt_id = job if isinstance(job, str) else job.prompt_id
         known = None
         with suppress(StoreError):
-            known = await self.store.get(job if isinstance(job, str) else job.prompt_id)
-        told = known.job if known is not None else None if isinstance(job, str) else job
-        prompt_id = job if isinstance(job, str) else job.prompt_id
+            known = await self.store.get(prompt_id)
         if known is not None and known.result is None:
-            await self.store.log(JobEvent(prompt_id, CANCEL))  # whoever follows it must not take it for lost
-        ended = await self.client.cancel(prompt_id, timeout=timeout, force=force)
-        if told is not None and (known is None or known.result is None):
-            sent = known is not None and known.state is not JobState.CREATED
-            await self._record_stop(told, ended=ended, sent=sent)
+            known = await self._ready_to_cancel(known, timeout)
+        told = known.job if known is not None else None if isinstance(job, str) else job
+        async with self._sending.setdefault(prompt_id, asyncio.Lock()):
+            ended = await self.client.cancel(prompt_id, timeout=timeout, force=force)
+            if told is not None and (known is None or known.result is None):
+                sent = known is not None and known.state is not JobState.CREATED
+                await self._record_stop(told, ended=ended, sent=sent)
         return ended
+
+    async def _ready_to_cancel(self, record: JobRecord, timeout: float | None) -> JobRecord:
+        """Say in the log that it is asked for, once nobody else is about to send it."""
+        prompt_id = record.job.prompt_id
+        try:
+            with anyio.fail_after(timeout):
+                while record.state is JobState.CREATED and not await self._lease.take(record.job):
+                    await anyio.sleep(ASK_EVERY)
+                    record = await self.store.get(prompt_id) or record
+        except TimeoutError:
+            text = f"job {prompt_id} is about to be sent by another program: try again in a while"
+            raise JobTimeout(text, view=JobView(prompt_id, record.state)) from None
+        view = await self.client.poll_status(prompt_id)
+        if view.state is JobState.LOST and not self._is_here(record.job):
+            text = f"job {prompt_id} was sent to {record.job.server}: ask there"
+            raise JobLost(text, view=replace(view, result=None))
+        if record.result is None:
+            await self.store.log(JobEvent(prompt_id, CANCEL))  # who follows it must not take it for lost
+        return record
 
     async def adopt(self, prompt_id: str) -> Job:
         """A job by its id: as the store knows it, else as the server does; it is recorded then.
@@ -330,6 +352,8 @@ class Runner:
         """The job of a key: whoever writes its row first sends it."""
         try:
             record = await self._of_key(job)
+            if record is None or never_ran(record):
+                await self._ask_for_key(job, record)
             if record is not None and never_ran(record):
                 return await self._replace(record.job)
             known = record is not None
@@ -347,10 +371,20 @@ class Runner:
             record, mine, known = JobRecord(job), True, True
         if mine:
             return await self._send(record.job, maybe_sent=known, first=not known)
-        self._on_job(record.job)
         return record.job
 
+    async def _ask_for_key(self, job: Job, record: JobRecord | None) -> None:
+        """Before anything is written: the server may know the key from a time without this record."""
+        assert job.workflow is not None and job.key is not None
+        if await self.client.remembers(job.workflow, job.key) and record is not None:
+            text = f"the key {job.key!r} belongs to job {job.prompt_id}, which ran without this record"
+            raise KeyConflict(f"{text}: `comfyflow download {job.prompt_id} DIR` gets its files")
+
     async def _may_send(self, record: JobRecord) -> bool:
+        if record.state is JobState.CREATED and not self._is_here(record.job):
+            job = record.job
+            text = f"the key {job.key!r} belongs to job {job.prompt_id}, which {job.server} may have"
+            raise KeyConflict(f"{text}: run it there")
         return record.state is JobState.CREATED and await self._lease.take(record.job)
 
     async def _of_key(self, job: Job) -> JobRecord | None:

@@ -172,10 +172,11 @@ class _Noted:
 
     job: Job | None = None
     accepted: bool = False
+    mine: bool = False  # it was sent by this command, and not found by its key
 
     def note(self, job: Job) -> None:
         self.accepted = self.job is not None
-        self.job = job
+        self.job, self.mine = job, True
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +267,7 @@ class _Road:
         job = self.noted.job
         if job is None:
             return "stopped"
-        if self.on_interrupt is OnInterrupt.LEAVE:
+        if self.on_interrupt is OnInterrupt.LEAVE or not self.noted.mine:
             return f"stopped; job {job.prompt_id} was left on the server: `comfyflow resume` gets its files"
         unsure = f"stopped; job {job.prompt_id} may still run on the server"
         with anyio.move_on_after(FAREWELL, shield=True):
