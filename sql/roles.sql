@@ -22,11 +22,14 @@ $$;
 
 GRANT SELECT ON
     comfyflow_schema, workflow_runs, run_workers, run_events, generated_assets, asset_contents,
+    server_checks, alerts,
     recent_assets, run_summary, asset_files
 TO comfyflow_reader, comfyflow_writer;
 GRANT INSERT, UPDATE ON workflow_runs, generated_assets TO comfyflow_writer;
 GRANT INSERT ON run_events, asset_contents TO comfyflow_writer;
 GRANT INSERT, UPDATE, DELETE ON run_workers TO comfyflow_writer;
+GRANT INSERT, DELETE ON server_checks TO comfyflow_writer;
+GRANT INSERT, UPDATE ON alerts TO comfyflow_writer;
 
 COMMENT ON ROLE comfyflow_reader IS 'May read the record of comfyflow: dashboards, BI.';
 COMMENT ON ROLE comfyflow_writer IS 'May read and add to the record of comfyflow: comfyflow itself, n8n.';

@@ -44,6 +44,10 @@ class Road:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+        self.remove()
+
+    def remove(self) -> None:
+        """Leave nothing. For whoever opens and closes it by hand."""
         shutil.rmtree(self._folder)
 
     async def open(self) -> None:

@@ -351,6 +351,40 @@ async def test_a_content_that_is_being_stored_again_stays(connections: Connectio
     assert await prune(connections, NOW) == Pruned(contents=1, bytes=1)
 
 
+# -- checks of servers, alerts --
+
+
+async def test_old_checks_and_forgotten_alerts_go_in_batches(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAGE", 3)
+    await connections.execute(
+        "INSERT INTO server_checks (server, ok, checked_at)"
+        " SELECT 's', true, to_timestamp($1) - n * interval '1 day' FROM generate_series(1, 10) AS n",
+        NOW,
+    )
+    await connections.execute(
+        "INSERT INTO alerts (cause, first_at, last_at)"
+        " SELECT 'cause ' || n, to_timestamp($1), to_timestamp($1) - n * interval '1 day'"
+        " FROM generate_series(1, 10) AS n",
+        NOW,
+    )
+    assert await both(connections, NOW - 3.5 * DAY) == Pruned(checks=7, alerts=7)
+    left = "SELECT (SELECT count(*) FROM server_checks) AS checks, (SELECT count(*) FROM alerts) AS alerts"
+    assert [tuple(row) for row in await connections.fetch(left)] == [(3, 3)]
+
+
+async def test_an_alert_that_is_being_counted_is_left_for_the_next_time(
+    connections: Connections, database: str
+) -> None:
+    await connections.execute("INSERT INTO alerts (cause, last_at) VALUES ('c', to_timestamp($1))", NOW - DAY)
+    async with connected(database) as other, other.transaction():
+        await other.execute("SELECT FROM alerts FOR UPDATE")
+        async with asyncio.timeout(5):
+            assert await prune(connections, NOW) == Pruned()
+    assert await prune(connections, NOW) == Pruned(alerts=1)
+
+
 async def test_the_archive_prunes_as_well(connections: Connections) -> None:
     await record(connections, "a.png", b"a")
     assert (await Archive(connections).prune(NOW, dry_run=True)).runs == 1

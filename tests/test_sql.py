@@ -22,6 +22,18 @@ ENDS = ["succeeded", "failed", "cancelled", "lost"]
 ADD_RUN = "INSERT INTO workflow_runs (prompt_id, server) VALUES ('a', 's')"
 ADD_ASSET = "INSERT INTO generated_assets (prompt_id, output_path) VALUES"
 ADD_PART = "INSERT INTO asset_contents (sha256, part, bytes, data) VALUES"
+ADD_CHECK = "INSERT INTO server_checks (server, ok) VALUES"
+ADD_MEASURED = "INSERT INTO server_checks (server, ok, {}) VALUES ('s', true, -1)"
+ADD_ALERT = "INSERT INTO alerts (cause) VALUES"
+MEASURED = [
+    "queue_running",
+    "queue_pending",
+    "vram_total",
+    "vram_free",
+    "ram_total",
+    "ram_free",
+    "mean_seconds",
+]
 HASH = "0" * 64
 
 
@@ -179,6 +191,13 @@ WRONG = {
     "asset_contents_part_check": f"{ADD_PART} ('{HASH}', -1, 1, 'x')",
     "asset_contents_bytes_check": f"{ADD_PART} ('{HASH}', 0, -1, 'x')",
     "asset_contents_data_check": f"{ADD_PART} ('{HASH}', 0, 1, repeat('x', 1048577)::bytea)",
+    "server_checks_server_check": f"{ADD_CHECK} ('', true)",
+    "server_checks_error_says_why_not_ok": f"{ADD_CHECK} ('s', false)",
+    **{f"server_checks_{name}_check": ADD_MEASURED.format(name) for name in MEASURED},
+    "alerts_cause_check": f"{ADD_ALERT} ('')",
+    "alerts_times_check": "INSERT INTO alerts (cause, times) VALUES ('c', 0)",
+    "alerts_suppressed_check": "INSERT INTO alerts (cause, suppressed) VALUES ('c', -1)",
+    "alerts_counts_what_it_kept_back": "INSERT INTO alerts (cause, suppressed) VALUES ('c', 2)",
     "comfyflow_schema_version_check": "INSERT INTO comfyflow_schema (version, name) VALUES (0, 'x')",
     "comfyflow_schema_sha256_check": "UPDATE comfyflow_schema SET sha256 = 'x'",
 }
@@ -277,7 +296,7 @@ def test_asset_files_puts_the_parts_together_in_order(database: str) -> None:
 
 # --- roles --------------------------------------------------------------------------------------------
 
-TABLES = ["workflow_runs", "run_events", "generated_assets", "asset_contents", "comfyflow_schema"]
+TABLES = ["workflow_runs", "run_events", "generated_assets", "asset_contents", "comfyflow_schema", "alerts"]
 VIEWS = ["recent_assets", "run_summary", "asset_files"]
 
 
@@ -287,7 +306,7 @@ async def test_the_roles_have_the_least_rights(cluster: Cluster) -> None:
             await connection.execute((SQL / "roles.sql").read_text(encoding="utf-8"))
     reader, writer = member(cluster, "comfyflow_reader"), member(cluster, "comfyflow_writer")
     for dsn in (reader, writer):
-        execute(dsn, *(f"SELECT * FROM {name}" for name in [*TABLES, *VIEWS, "run_workers"]))
+        execute(dsn, *(f"SELECT * FROM {name}" for name in [*TABLES, *VIEWS, "run_workers", "server_checks"]))
         for sql in [f"DELETE FROM {name}" for name in TABLES] + [
             "CREATE TABLE mine (a int)",
             "DROP TABLE run_events",
@@ -305,11 +324,19 @@ async def test_the_roles_have_the_least_rights(cluster: Cluster) -> None:
         f"{ADD_ASSET} ('a', 'x')",
         "UPDATE generated_assets SET prompt_text = 'x'",
         f"{ADD_PART} ('{HASH}', 0, 1, 'x')",
+        f"{ADD_CHECK} ('s', true)",
+        "DELETE FROM server_checks",
+        f"{ADD_ALERT} ('c')",
+        "UPDATE alerts SET times = 2",
     ]
     execute(writer, *additions)
     for sql in additions:
         assert_refused(reader, sql)
-    for sql in ("UPDATE run_events SET kind = 'y'", "UPDATE comfyflow_schema SET name = 'y'"):
+    for sql in (
+        "UPDATE run_events SET kind = 'y'",
+        "UPDATE server_checks SET error = NULL",
+        "UPDATE comfyflow_schema SET name = 'y'",
+    ):
         assert_refused(writer, sql)
 
 

@@ -223,9 +223,12 @@ def test_an_event_is_one_row_and_a_document() -> None:
 
 
 def test_what_was_pruned_or_would_be() -> None:
-    pruned = Pruned(runs=2, events=8, assets=3, contents=1, files=3, bytes=2048)
+    pruned = Pruned(runs=2, events=8, assets=3, contents=1, files=3, bytes=2048, checks=5, alerts=1)
     (line,) = pruned_lines(pruned, dry_run=False)
-    assert line == "gone: 2 jobs, 8 events, 3 rows of files, 1 stored contents, 3 files on disk (2.0 KiB)"
+    assert line == (
+        "gone: 2 jobs, 8 events, 3 rows of files, 1 stored contents, 3 files on disk (2.0 KiB),"
+        " 5 checks of servers, 1 alerts"
+    )
     assert pruned_lines(pruned, dry_run=True)[0].startswith("would go: ")
 
 

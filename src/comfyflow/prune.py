@@ -2,8 +2,8 @@
 
 What goes: jobs that ended before the moment, with their events and the rows of their files, unless one of
 those rows is younger, or the job that was sent in their place stays; rows of files of that age that belong to
-no recorded job (n8n's own); contents that no row names any more. What stays: jobs without an end, and what
-somebody else has locked just then.
+no recorded job (n8n's own); contents that no row names any more; checks of servers and alerts of that age.
+What stays: jobs without an end, and what somebody else has locked just then.
 """
 
 from __future__ import annotations
@@ -40,11 +40,14 @@ class Pruned:
     contents: int = 0
     files: int = 0
     bytes: int = 0
+    checks: int = 0
+    alerts: int = 0
 
     def __add__(self, other: Pruned) -> Pruned:
         return Pruned(
             self.runs + other.runs, self.events + other.events, self.assets + other.assets,
             self.contents + other.contents, self.files + other.files, self.bytes + other.bytes,
+            self.checks + other.checks, self.alerts + other.alerts,
         )  # fmt: skip
 
 
@@ -83,7 +86,7 @@ async def prune(
             total += pruned
             if disk is not None:
                 total += await _sweep(connections, gone, disk)
-    return total + await _prune_contents(connections, before)
+    return total + await _prune_contents(connections, before) + await _prune_watch(connections, before)
 
 
 def _folder(root: Path | None) -> Path:
@@ -156,6 +159,21 @@ DELETE_CONTENTS = """
     )
     SELECT count(*) AS contents, coalesce(sum(bytes), 0)::bigint AS bytes FROM gone WHERE part = 0"""
 
+DELETE_CHECKS = """
+    WITH gone AS (
+        DELETE FROM server_checks WHERE id = ANY (ARRAY(
+            SELECT id FROM server_checks WHERE checked_at < to_timestamp($1)
+            ORDER BY checked_at LIMIT $2 FOR UPDATE SKIP LOCKED))
+        RETURNING 1
+    ) SELECT count(*) AS gone FROM gone"""
+DELETE_ALERTS = """
+    WITH gone AS (
+        DELETE FROM alerts WHERE cause = ANY (ARRAY(
+            SELECT cause FROM alerts WHERE last_at < to_timestamp($1)
+            ORDER BY last_at LIMIT $2 FOR UPDATE SKIP LOCKED))
+        RETURNING 1
+    ) SELECT count(*) AS gone FROM gone"""
+
 REMAINING = """
     SELECT a.output_path, a.metadata ->> 'sha256' AS sha256 FROM generated_assets AS a
     WHERE (a.output_path = ANY ($1::text[]) OR a.metadata ->> 'sha256' = ANY ($2::text[]))"""
@@ -198,13 +216,24 @@ async def _delete_contents(connections: Connections, names: list[str]) -> Pruned
     return Pruned(contents=row["contents"], bytes=row["bytes"])
 
 
+async def _prune_watch(connections: Connections, before: float) -> Pruned:
+    total = Pruned()
+    while gone := (await connections.fetch(DELETE_CHECKS, before, PAGE))[0]["gone"]:
+        total += Pruned(checks=gone)
+    while gone := (await connections.fetch(DELETE_ALERTS, before, PAGE))[0]["gone"]:
+        total += Pruned(alerts=gone)
+    return total
+
+
 # -- without changing anything --
 
 COUNTS = f"""
     WITH old AS MATERIALIZED (SELECT r.prompt_id FROM workflow_runs AS r WHERE {_OLD_RUN})
     SELECT (SELECT count(*) FROM old) AS runs,
         (SELECT count(*) FROM run_events AS e JOIN old USING (prompt_id)) AS events,
-        (SELECT count(*) FROM generated_assets AS a WHERE {_OLD_ASSET}) AS assets"""
+        (SELECT count(*) FROM generated_assets AS a WHERE {_OLD_ASSET}) AS assets,
+        (SELECT count(*) FROM server_checks WHERE checked_at < to_timestamp($1)) AS checks,
+        (SELECT count(*) FROM alerts WHERE last_at < to_timestamp($1)) AS alerts"""
 COUNT_CONTENTS = f"""
     SELECT count(*) AS contents, coalesce(sum(c.bytes), 0)::bigint AS bytes FROM asset_contents AS c
     WHERE c.part = 0 AND c.created_at < to_timestamp($1) AND NOT EXISTS (
@@ -215,7 +244,10 @@ COUNT_CONTENTS = f"""
 async def _rehearsed(connections: Connections, before: float, disk: Path | None) -> Pruned:
     (rows,) = await connections.fetch(COUNTS, before)
     (kept,) = await connections.fetch(COUNT_CONTENTS, before)
-    total = Pruned(rows["runs"], rows["events"], rows["assets"], kept["contents"], 0, kept["bytes"])
+    total = Pruned(
+        rows["runs"], rows["events"], rows["assets"], kept["contents"], 0, kept["bytes"],
+        rows["checks"], rows["alerts"],
+    )  # fmt: skip
     if disk is None:
         return total
     counted: set[int] = set()  # hashes of names: the only thing here that grows with the number of files

@@ -195,5 +195,5 @@ def pruned_lines(pruned: Pruned, *, dry_run: bool) -> list[str]:
     """What `db prune` did, or would do."""
     said = "would go" if dry_run else "gone"
     counts = f"{pruned.runs} jobs, {pruned.events} events, {pruned.assets} rows of files"
-    stored = f"{pruned.contents} stored contents, {pruned.files} files on disk"
-    return [f"{said}: {counts}, {stored} ({size_text(pruned.bytes)})"]
+    stored = f"{pruned.contents} stored contents, {pruned.files} files on disk ({size_text(pruned.bytes)})"
+    return [f"{said}: {counts}, {stored}, {pruned.checks} checks of servers, {pruned.alerts} alerts"]

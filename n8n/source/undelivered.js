@@ -1,0 +1,3 @@
+const { problem } = $('Told').first().json;
+const away = $input.first()?.json.recorded === true ? '' : '; the database does not answer either';
+return [{ json: { problem: `${problem}${away}` } }];
