@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 from clusters import Databases, connected
 from database_road import Road
 from n8n_host import N8n, free_port
-from n8n_install import install
+from n8n_install import InstallFailed, install
 from n8n_stand import PATIENCE, Stand, Webhooks, credentials, workflows
 from sinks import Chat, Mail
 
@@ -34,7 +35,7 @@ def stand(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Ite
     home = tmp_path_factory.mktemp("n8n")
     shared = home / "shared"
     shared.mkdir()
-    n8n = N8n(install(), home / "user", databases.make(migrated=False), shared)
+    n8n = N8n(_installed(), home / "user", databases.make(migrated=False), shared)
     record = databases.make(migrated=True)
     made = Stand(n8n, record, shared, free_port(), free_port(), Chat(), Mail(), Road(record))
     n8n.give_credentials(credentials(made))
@@ -47,6 +48,14 @@ def stand(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Ite
         made.chat.close()
         made.mail.close()
         made.road.remove()
+
+
+def _installed() -> Path:
+    """Without it there is nothing to test: the run ends here, as a failure, and says why once."""
+    try:
+        return install()
+    except InstallFailed as error:
+        pytest.exit(str(error), returncode=1)
 
 
 @pytest.fixture

@@ -40,7 +40,6 @@ _QUIET = {
     "N8N_PERSONALIZATION_ENABLED": "false",
     "N8N_HIRING_BANNER_ENABLED": "false",
     "N8N_COMMUNITY_PACKAGES_ENABLED": "false",
-    "N8N_DISABLED_MODULES": "mcp-registry",
     "N8N_LICENSE_AUTO_RENEW_ENABLED": "false",
     "N8N_DIAGNOSTICS_CONFIG_FRONTEND": "",
     "N8N_DIAGNOSTICS_CONFIG_BACKEND": "",
@@ -60,10 +59,13 @@ class N8n:
     """
 
     def __init__(self, installed: Path, folder: Path, database: str, shared: Path) -> None:
-        self._program = installed / "node_modules" / "n8n" / "bin" / "n8n"
+        package = installed / "node_modules" / "n8n"
+        self._program = package / "bin" / "n8n"
         self._folder, self._database = folder, database
         self.port = free_port()
         self._environment = environment() | _QUIET | self._own(shared) | place_of(database).for_n8n()
+        if (package / "dist" / "modules" / "mcp-registry").is_dir():  # it would ask a server of n8n's
+            self._environment["N8N_DISABLED_MODULES"] = "mcp-registry"
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 

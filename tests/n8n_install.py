@@ -47,7 +47,7 @@ def install() -> Path:
         return _given(Path(asked))
     folder = user_cache_path("comfyflow") / f"n8n-{asked}"
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.with_suffix(".lock")):
+    with _alone(folder.with_name(f"{folder.name}.lock")):
         if installed(folder) != asked:
             _install(folder, asked)
     return folder

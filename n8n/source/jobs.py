@@ -36,6 +36,7 @@ def generate() -> Template:
     t.link("New?", "Wait", out=1)
     t.link("New?", "Give up", out=2)
     _notes(t)
+    _parameters(t, (0.6, -2))
     return t
 
 
@@ -56,6 +57,7 @@ def status() -> Template:
     t.link("Asked?", "Forgotten job", "Prepare job", out=1)
     _follow(t, 12)
     t.link("Valid?", "Answer", out=1)
+    _parameters(t, (8, -2.4))
     return t
 
 
@@ -211,10 +213,11 @@ def _seconds(amount: str) -> dict[str, object]:
 
 
 def _notes(t: Template) -> None:
-    parameters = (
-        "All of them are in **Config**. Credentials: *comfyflow PostgreSQL*, *comfyflow webhook key*."
-    )
-    t.note("Note: parameters", (0.6, -2), f"## Parameters\n{parameters}")
     later = 'With `"wait": false` the caller gets 202 at once and asks the webhook *comfyflow/status* later.'
     place = "A gateway that calls back would resume a Wait node here, instead of this loop."
     t.note("Note: long jobs", (14, -2.4), f"## Long jobs\n{later}\n\n{place}")
+
+
+def _parameters(t: Template, place: tuple[float, float]) -> None:
+    told = "All are in **Config**. Credentials: *comfyflow PostgreSQL*, *comfyflow webhook key*."
+    t.note("Note: parameters", place, f"## Parameters\n{told}")
