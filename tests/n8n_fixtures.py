@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-from clusters import Databases, connected
+from clusters import Databases, connected, elsewhere, restricted
 from database_road import Road
 from n8n_host import N8n, free_port
 from n8n_install import InstallFailed, install
 from n8n_stand import PATIENCE, Stand, Webhooks, credentials, workflows
 from sinks import Chat, Mail
 
+from comfyflow.migrations import roles
 from comfyflow.sim import Sim
 
 TABLES = ["workflow_runs", "generated_assets", "run_events", "run_workers", "alerts", "server_checks"]
@@ -37,17 +39,26 @@ def stand(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Ite
     shared.mkdir()
     n8n = N8n(_installed(), home / "user", databases.make(migrated=False), shared)
     record = databases.make(migrated=True)
-    made = Stand(n8n, record, shared, free_port(), free_port(), Chat(), Mail(), Road(record))
-    n8n.give_credentials(credentials(made))
-    n8n.give_workflows(workflows(made))
-    try:
-        made.start()
-        yield made
-    finally:
-        n8n.stop()
-        made.chat.close()
-        made.mail.close()
-        made.road.remove()
+    with restricted(record) as login:
+        elsewhere(_allow(record, login))
+        made = Stand(n8n, record, shared, free_port(), free_port(), Chat(), Mail(), Road(login))
+        n8n.give_credentials(credentials(made, login))
+        n8n.give_workflows(workflows(made))
+        try:
+            made.start()
+            yield made
+        finally:
+            n8n.stop()
+            made.chat.close()
+            made.mail.close()
+            made.road.remove()
+
+
+async def _allow(record: str, login: str) -> None:
+    """n8n may do what docs/database.md gives it, and no more."""
+    async with connected(record) as connection:
+        await connection.execute(roles())
+        await connection.execute(f"GRANT comfyflow_writer TO {urlsplit(login).username}")
 
 
 def _installed() -> Path:

@@ -137,6 +137,7 @@ async def _read(response: aiohttp.ClientResponse, method: str, path: str) -> Ans
 
 
 def workflows(stand: Stand) -> list[Workflow]:
+    """The templates, with the places of this stand in their Config, and quicker."""
     jobs = {
         "comfyui_url": f"http://127.0.0.1:{stand.comfyui}",
         "shared_folder": str(stand.shared),
@@ -163,8 +164,9 @@ def workflows(stand: Stand) -> list[Workflow]:
     ]
 
 
-def credentials(stand: Stand) -> list[dict[str, Any]]:
-    here = Place(stand.record).credential()
+def credentials(stand: Stand, login: str) -> list[dict[str, Any]]:
+    """Those that the templates name; `login` is how n8n comes to the record."""
+    here = Place(login).credential()
     over_the_road = Place(stand.road.dsn).credential()
     mail = {
         "host": "127.0.0.1",

@@ -169,4 +169,4 @@ def test_n8n_has_nothing_to_complain_about(stand: Stand) -> None:
     for complaint in ("cannot run on this instance", "cannot be executed", "Cannot read properties"):
         assert complaint not in log
     assert API_KEY not in log
-    assert Place(stand.record).password not in log
+    assert Place(stand.road.dsn).password not in log
