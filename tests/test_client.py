@@ -825,7 +825,7 @@ async def test_who_is_cancelled_while_cancelling_leaves_nothing_behind(
             await asyncio.wait([ending])
             stalled.release()
             await asyncio.gather(*(client.queue() for _ in range(3)))  # what was in flight has come back
-            assert tasks() == before
+            assert tasks() <= before
         await sim.release()
         await owner.result(job)
 
@@ -843,7 +843,7 @@ async def test_who_is_cancelled_while_submitting_leaves_nothing_behind(comfyui: 
         await asyncio.wait([sending])
         comfyui.faults.clear()
         await asyncio.gather(*(client.queue() for _ in range(3)))
-        assert tasks() == before
+        assert tasks() <= before
 
 
 def tasks() -> set[asyncio.Task[Any]]:

@@ -27,6 +27,7 @@ from n8n_mimic import (
 )
 
 ID = "4f9f6a5e-7b7e-4f0e-9a53-0c4f4d5f7f11"
+OTHER_ID = "5f9f6a5e-7b7e-4f0e-9a53-0c4f4d5f7f11"
 NOTHING = got({})
 REFUSED = no_answer("ECONNREFUSED")
 GRAPH_TEXT = json.dumps(GRAPH)
@@ -40,17 +41,19 @@ def job(**fields: Any) -> dict[str, Any]:
     return row(**known | {"state": "queued", "sent": True, "graph": GRAPH_TEXT} | fields)
 
 
-def entry(turn: dict[str, Any]) -> dict[str, Any]:
+def entry(turn: dict[str, Any], id: str = ID) -> dict[str, Any]:
     """The same answer about this job."""
-    return json.loads(json.dumps(turn).replace("%prompt_id%", ID))  # type: ignore[no-any-return]  # JSON
+    return json.loads(json.dumps(turn).replace("%prompt_id%", id))  # type: ignore[no-any-return]  # JSON
 
 
 FOUND = entry(done({"9": {"images": [image()]}}))
+FOUND_OTHER = entry(done({"9": {"images": [image()]}}), OTHER_ID)
 SUCCESS = {"state": "succeeded", "mine": False, "assets": ASSETS, "execution_seconds": 1.5}
 FAILURE = json.dumps(
     {"message": "out of memory", "node_id": "3", "node_type": "KSampler", "exception_type": "E"}
 )
 FORGOTTEN = {"json": {"recorded": True, "prompt_id": ID}}
+OTHER = {"json": {"recorded": True, "prompt_id": OTHER_ID}}
 NONE_FORGOTTEN: dict[str, Any] = {"json": {}}
 
 CASES: dict[str, dict[str, Any]] = {
@@ -83,9 +86,16 @@ CASES: dict[str, dict[str, Any]] = {
     "a file does not come": status(ID, turn=job(), history=FOUND, view=file(3, told=4)),
     "no forgotten job": tick(forgotten=NONE_FORGOTTEN),
     "no forgotten job: the database is away": tick(forgotten=AWAY),
-    "a forgotten job that has ended": tick(forgotten=FORGOTTEN, turn=job(), history=FOUND),
-    "a forgotten job that runs": tick(forgotten=FORGOTTEN, turn=job(), queue=queue([ID]), history=NOTHING),
-    "a forgotten job that was just taken": tick(forgotten=FORGOTTEN, turn=job(mine=False)),
+    "a forgotten job that has ended": tick(forgotten=[FORGOTTEN, NONE_FORGOTTEN], turn=job(), history=FOUND),
+    "a forgotten job that runs": tick(
+        forgotten=[FORGOTTEN, NONE_FORGOTTEN], turn=job(), queue=queue([ID]), history=NOTHING
+    ),
+    "a forgotten job that was just taken": tick(forgotten=[FORGOTTEN, NONE_FORGOTTEN], turn=job(mine=False)),
+    "two forgotten jobs": tick(
+        forgotten=[FORGOTTEN, OTHER, NONE_FORGOTTEN],
+        turn=[job(), job(prompt_id=OTHER_ID)],
+        history=[FOUND, FOUND_OTHER],
+    ),
     "a forgotten job that is lost": tick(forgotten=FORGOTTEN, turn=job(), history=NOTHING),
 }
 ASKED = [name for name in CASES if "forgotten" not in name]
@@ -185,6 +195,14 @@ def test_a_forgotten_job_is_finished(played: dict[str, Played]) -> None:
     case = played["a forgotten job that has ended"]
     assert [row["state"] for row in case.batches("End")[0]["runs"]] == ["succeeded"]
     assert len(case.calls["Write file"]) == 1
+    assert case.failed is None
+
+
+def test_one_forgotten_job_after_the_other_is_finished(played: dict[str, Played]) -> None:
+    case = played["two forgotten jobs"]
+    runs = [row for batch in case.batches("End") for row in batch["runs"]]
+    assert [row["state"] for row in runs] == ["succeeded", "succeeded"]
+    assert len({row["prompt_id"] for row in runs}) == 2
     assert case.failed is None
 
 

@@ -56,7 +56,7 @@ def test_these_are_all_the_templates() -> None:
 
 
 def test_the_credentials_to_fill_in_are_those_that_the_templates_name() -> None:
-    examples = json.loads((FOLDER.parent / "examples" / "n8n-credentials.json").read_text(encoding="utf-8"))
+    examples = json.loads((FOLDER / "credentials" / "example.json").read_text(encoding="utf-8"))
     named = {row["type"]: {"id": row["id"], "name": row["name"]} for row in examples}
     assert named == n8n_lint.CREDENTIALS
 

@@ -41,7 +41,7 @@ def generate() -> Template:
 
 
 def status() -> Template:
-    """GET how a job stands, and end it where nobody else does. Every minute: a forgotten one."""
+    """GET how a job stands, and end it where nobody else does. Every minute: those that were forgotten."""
     t = Template("comfyflowStatus1", "comfyflow: status", **_SETTINGS)
     _webhook(t, (7, -1), "GET", "comfyflow/status")
     rule = {"interval": [{"field": "minutes", "minutesInterval": 1}]}
@@ -57,6 +57,9 @@ def status() -> Template:
     t.link("Asked?", "Forgotten job", "Prepare job", out=1)
     _follow(t, 12)
     t.link("Valid?", "Answer", out=1)
+    t.either("Next one?", (38, 2), "!$('Webhook').isExecuted")
+    t.link("Alarm?", "Next one?", out=1)
+    t.link("Next one?", "Forgotten job")
     _parameters(t, (8, -2.4))
     return t
 

@@ -36,7 +36,7 @@ VERSIONS: Mapping[str, float] = {
     "wait": 1.1,
     "webhook": 2,
 }
-# Named and empty: whoever imports a template makes them (examples/n8n-credentials.json).
+# Named and empty: whoever imports a template makes them (n8n/credentials/example.json).
 POSTGRES = {"postgres": {"id": "comfyflowPg00001", "name": "comfyflow PostgreSQL"}}
 SMTP = {"smtp": {"id": "comfyflowSmtp001", "name": "comfyflow SMTP"}}
 KEY = {"httpHeaderAuth": {"id": "comfyflowKey0001", "name": "comfyflow webhook key"}}
