@@ -1,7 +1,10 @@
 // One look: the queue was read before the history, so a job that is in neither is not on the server.
 const job = $('Whose').first().json;
 const queue = answer('GET /queue', (value) => Array.isArray(value.queue_running));
-const history = answer('GET /history', (value) => value[job.prompt_id] === undefined || isObject(value[job.prompt_id]));
+const history = answer(
+  'GET /history',
+  (value) => value[job.prompt_id] === undefined || isObject(value[job.prompt_id]),
+);
 const ABSENCES = 2; // looks in a row that find nothing; a busy server may still be reading the request
 
 function answer(name, isRight) {
@@ -55,7 +58,7 @@ if (!job.known && job.asked) return go('unknown');
 if (job.sent !== 'yes' && job.posted_at === undefined && !job.once) return go('send'); // who was to send it is gone
 if (job.sent !== 'yes') {
   const reason = job.posted_at
-    ? `ComfyUI at ${job.server} gave no answer to the request and knows nothing of the job: nothing says that it runs`
+    ? `ComfyUI at ${job.server} ${job.doubt ?? 'gave no answer to the request'} and knows nothing of the job: nothing says that it runs`
     : 'the job never came to ComfyUI, and whoever was to send it is gone: send it again';
   return go('end', {
     outcome: { state: 'failed', failure: { message: reason, exception_type: 'ServerUnreachable' } },

@@ -43,11 +43,15 @@ if (status === 200 && object && typeof body.prompt_id === 'string') {
     ...renamed,
   });
 }
-if ([502, 504].includes(status) || (status === 500 && !object && job.posts < 2))
-  return go('accepted', { sent: 'maybe', state: 'submitted', wait_seconds: 1 });
+if (status >= 500 && status !== 503) {
+  const doubt = `answered the request with ${status}`; // it may have taken it
+  return go('accepted', { sent: 'maybe', state: 'submitted', wait_seconds: 1, doubt });
+}
 if (status === 503) return end('ServerUnreachable', `a proxy in front of ComfyUI at ${job.server} answers 503`);
 if (status === 200) return end('ServerUnreachable', `what answers at ${job.server} is not ComfyUI`);
-return go('end', { outcome: refusal(status, object ? body : {}), told: 'failed' });
+const refused = status === 400 || status === 413 || (object && body.error);
+if (refused) return go('end', { outcome: refusal(status, object ? body : {}), told: 'failed' });
+return end('ServerUnreachable', `what answers at ${job.server} says ${status}: is it ComfyUI, and may n8n use it?`);
 
 function refusal(status, body) {
   const error = body.error ?? {};
