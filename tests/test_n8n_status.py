@@ -134,7 +134,7 @@ def test_every_question_gets_one_answer_as_documented(name: str, played: dict[st
         ("an id without end", 400, "invalid_input"),
         ("two ids", 400, "invalid_input"),
         ("unknown", 404, "unknown"),
-        ("unknown, and the database is away", 404, "unknown"),
+        ("unknown, and the database is away", 503, "database_unreachable"),
         ("failed on record", 502, "execution_failed"),
         ("cancelled on record", 502, "cancelled"),
         ("lost on record", 502, "lost"),

@@ -55,7 +55,10 @@ const absences = job.absences + 1;
 const since = job.posted_at === undefined || (Date.now() - job.posted_at) / 1000 > 6;
 if (absences < ABSENCES || !since) return again(job.state, { absences, wait_seconds: 2 });
 if (!job.known && job.asked) return go('unknown');
-if (job.sent !== 'yes' && job.posted_at === undefined && !job.once) return go('send'); // who was to send it is gone
+if (job.sent !== 'yes' && job.posted_at === undefined && !job.once) {
+  // Who was to send it is gone: whoever holds the job now does.
+  return job.mine ? go('send') : again(job.state, { absences, wait_seconds: 2 });
+}
 if (job.sent !== 'yes') {
   const reason = job.posted_at
     ? `ComfyUI at ${job.server} ${job.doubt ?? 'gave no answer to the request'} and knows nothing of the job: nothing says that it runs`

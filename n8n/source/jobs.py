@@ -11,10 +11,11 @@ _SETTINGS = {"errorWorkflow": ALERT, "saveDataSuccessExecution": "none"}
 # As it is in Config, perhaps with a user name and a password; what is recorded has none (prepare.js).
 _URL = "$('Config').first().json.comfyui_url.trim().replace(/\\/+$/, '')"
 _SERVER = f"={{{{ {_URL} }}}}"
+_LONGEST = "...String($('Config').first().json.poll_seconds).split(',').map((s) => Number(s) || 0)"
 _ASKED = (
     "JSON.stringify({ prompt_id: $json.prompt_id, worker: $json.worker, state: $json.state, "
-    "server: $json.server, submitted_id: $json.submitted_id, "
-    "seconds: ($json.wait_seconds ?? 5) + 60, graph: $json.once && !$json.graph })"
+    "server: $json.server, submitted_id: $json.submitted_id, anybody: !$json.once, "
+    f"seconds: Math.max($json.wait_seconds ?? 5, {_LONGEST}) + 120, graph: $json.once && !$json.graph }})"
 )
 
 
@@ -57,7 +58,7 @@ def status() -> Template:
     t.link("Asked?", "Forgotten job", "Prepare job", out=1)
     _follow(t, 12)
     t.link("Valid?", "Answer", out=1)
-    t.either("Next one?", (38, 2), "!$('Webhook').isExecuted")
+    t.either("Next one?", (38, 2), "!$('Webhook').isExecuted && $runIndex < 20")
     t.link("Alarm?", "Next one?", out=1)
     t.link("Next one?", "Forgotten job")
     _parameters(t, (8, -2.4))

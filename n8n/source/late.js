@@ -2,6 +2,16 @@
 const job = $input.first().json;
 const waited = Math.round((Date.now() - job.started_at) / 1000);
 const more = { state: job.state, recorded: job.known };
+if (job.next === 'unknown' && !job.here)
+  return end(
+    failure(
+      503,
+      'database_unreachable',
+      'the database does not answer, and ComfyUI knows nothing of this job: ask again later',
+      job,
+      { alarm: false },
+    ),
+  );
 if (job.next === 'unknown')
   return end(failure(404, 'unknown', `neither the record nor ComfyUI knows a job ${job.prompt_id}`, job));
 if (job.next === 'answer') return end(job.reply);

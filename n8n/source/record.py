@@ -10,10 +10,10 @@ from __future__ import annotations
 from comfyflow.rows import Batch
 from comfyflow.statements import TURN, statement_for
 
-# Who asks: $1 = {prompt_id, worker, seconds, state, graph, server, submitted_id}
+# Who asks: $1 = {prompt_id, worker, seconds, state, graph, server, submitted_id, anybody}
 _ASKED = """jsonb_to_record($1::jsonb) AS job (
         prompt_id text, worker text, seconds float8, state text, graph boolean, server text,
-        submitted_id uuid
+        submitted_id uuid, anybody boolean
     )"""
 
 # The lease: nobody else takes the job before it is over.
@@ -68,10 +68,10 @@ INSERT INTO workflow_runs (
     prompt_id, client_id, server, graph, digest, prompt_text, key, worker, replaces, attempt, folder
 )
 SELECT
-    job.ids ->> coalesce(latest.place, 0), job.client_id, job.server, $2::jsonb, job.digest, job.prompt_text,
+    coalesce(job.ids ->> coalesce(latest.place, 0), gen_random_uuid()::text), job.client_id, job.server, $2::jsonb, job.digest, job.prompt_text,
     job.key, job.worker, latest.prompt_id, coalesce(w.attempt, 0) + 1, job.folder
 FROM job LEFT JOIN latest ON true LEFT JOIN workflow_runs AS w ON w.prompt_id = latest.prompt_id
-WHERE job.ids ->> coalesce(latest.place, 0) IS NOT NULL AND (
+WHERE (
     latest.prompt_id IS NULL OR w.state = 'failed' AND w.digest = job.digest AND NOT EXISTS (
         SELECT FROM run_events AS e WHERE e.prompt_id = w.prompt_id AND e.kind = 'submitted'
     )
@@ -85,14 +85,21 @@ FROM job LEFT JOIN latest ON true LEFT JOIN workflow_runs AS w ON w.prompt_id = 
 """
 
 # A turn of the loop: the lease goes on, a job that nobody alive follows is taken, and the record is read.
-# One claim after the other, as every program of comfyflow does it (docs/database.md).
+# One claim after the other and behind the row's lock, as all programs of comfyflow do it (docs/database.md).
+# `anybody`: also a job that was not n8n's, which is otherwise left to `comfyflow resume`.
 TAKE = f"""
 DO $do$ BEGIN PERFORM {TURN.removeprefix("SELECT ")}; END $do$;
-{_LEASE}
+WITH locked AS MATERIALIZED (
+    SELECT w.prompt_id FROM {_ASKED} JOIN workflow_runs AS w ON w.prompt_id = job.prompt_id
+    FOR NO KEY UPDATE OF w
+)
+INSERT INTO run_workers AS k (worker, host, pid, alive_until)
+SELECT job.worker, 'n8n', 0, now() + make_interval(secs => job.seconds) FROM {_ASKED} LEFT JOIN locked ON true
+ON CONFLICT (worker) DO UPDATE SET alive_until = excluded.alive_until;
 UPDATE workflow_runs AS w SET worker = job.worker
 FROM {_ASKED}
 WHERE w.prompt_id = job.prompt_id AND w.server = job.server AND w.finished_at IS NULL
-    AND w.worker IS DISTINCT FROM job.worker
+    AND w.worker IS DISTINCT FROM job.worker AND (job.anybody OR w.client_id LIKE 'n8n-%')
     AND NOT EXISTS (SELECT FROM run_workers AS k WHERE k.worker = w.worker AND k.alive_until > now());
 UPDATE workflow_runs AS w
 SET state = job.state,

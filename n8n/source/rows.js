@@ -27,7 +27,7 @@ function runOf(job, more) {
 
 function eventOf(job, kind, detail, id) {
   return {
-    event_id: id ?? eventId(`n8n/${job.prompt_id}/${kind}`),
+    event_id: id ?? lineId(job, kind),
     prompt_id: job.prompt_id,
     kind,
     detail,
@@ -35,9 +35,9 @@ function eventOf(job, kind, detail, id) {
   };
 }
 
-// One line says that the server took the job, whoever of us saw it first.
-function submittedId(job) {
-  return eventId(`n8n/${job.prompt_id}/submitted`);
+// There is one line of a kind for a job, whoever of us writes it.
+function lineId(job, kind) {
+  return eventId(`n8n/${job.prompt_id}/${kind}`);
 }
 
 function outcomeRun(job) {

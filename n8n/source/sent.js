@@ -33,7 +33,7 @@ const object = body !== null && typeof body === 'object' && !Array.isArray(body)
 if (status === 200 && object && typeof body.prompt_id === 'string') {
   const partial = object && body.node_errors && Object.keys(body.node_errors).length > 0;
   if (partial && !job.allow_partial)
-    return go('partial', { prompt_id: body.prompt_id, outcome: refusal(200, body), told: 'failed' });
+    return go('partial', { prompt_id: body.prompt_id, outcome: refusal(200, body), told: 'failed', sent: 'yes' });
   const renamed = body.prompt_id === job.prompt_id ? {} : { renamed_from: job.prompt_id };
   return go('accepted', {
     sent: 'yes',
