@@ -68,8 +68,8 @@ INSERT INTO workflow_runs (
     prompt_id, client_id, server, graph, digest, prompt_text, key, worker, replaces, attempt, folder
 )
 SELECT
-    coalesce(job.ids ->> coalesce(latest.place, 0), gen_random_uuid()::text), job.client_id, job.server, $2::jsonb, job.digest, job.prompt_text,
-    job.key, job.worker, latest.prompt_id, coalesce(w.attempt, 0) + 1, job.folder
+    coalesce(job.ids ->> coalesce(latest.place, 0), gen_random_uuid()::text), job.client_id, job.server,
+    $2::jsonb, job.digest, job.prompt_text, job.key, job.worker, latest.prompt_id, coalesce(w.attempt, 0) + 1, job.folder
 FROM job LEFT JOIN latest ON true LEFT JOIN workflow_runs AS w ON w.prompt_id = latest.prompt_id
 WHERE (
     latest.prompt_id IS NULL OR w.state = 'failed' AND w.digest = job.digest AND NOT EXISTS (
