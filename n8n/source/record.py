@@ -69,7 +69,8 @@ INSERT INTO workflow_runs (
 )
 SELECT
     coalesce(job.ids ->> coalesce(latest.place, 0), gen_random_uuid()::text), job.client_id, job.server,
-    $2::jsonb, job.digest, job.prompt_text, job.key, job.worker, latest.prompt_id, coalesce(w.attempt, 0) + 1, job.folder
+    $2::jsonb, job.digest, job.prompt_text, job.key, job.worker, latest.prompt_id,
+    coalesce(w.attempt, 0) + 1, job.folder
 FROM job LEFT JOIN latest ON true LEFT JOIN workflow_runs AS w ON w.prompt_id = latest.prompt_id
 WHERE (
     latest.prompt_id IS NULL OR w.state = 'failed' AND w.digest = job.digest AND NOT EXISTS (
