@@ -184,6 +184,10 @@ def test_a_document_is_strict_json_whatever_the_server_sent() -> None:
     assert json.loads(text) == {"a": [None, [None, 1]], "b": {"3": "x"}, "c": "\ud800ü"}
 
 
+def test_a_document_may_be_one_line_of_many() -> None:
+    assert report.dump({"a": ["b\nc", {"d": 1}]}, in_line=True) == '{"a": ["b\\nc", {"d": 1}]}'
+
+
 # errors
 
 

@@ -76,6 +76,31 @@ async def test_a_known_key_sends_nothing_and_gives_back_the_same_files(runner: R
     assert (await recorded(runner.store, first.prompt_id)).job.key == "order 17"
 
 
+async def test_a_result_tells_whether_it_was_there_before(runner: Runner) -> None:
+    graph, failing = image(), alone("SimFail", message="no", exception="ValueError")
+    assert [(await runner.run(graph, key="k")).again for _ in range(2)] == [False, True]
+    for again in (False, True):
+        with pytest.raises(JobFailed) as caught:
+            await runner.run(failing, key="f")
+        assert caught.value.again is again
+
+
+async def test_a_job_of_a_key_that_has_ended_badly_is_sent_again_on_request(
+    runner: Runner, comfyui: Sim
+) -> None:
+    failing = alone("SimFail", message="no", exception="ValueError")
+    ids: list[str | None] = []
+    for redo in ((), (JobState.LOST,), (JobState.FAILED,), (JobState.FAILED, JobState.LOST)):
+        with pytest.raises(JobFailed) as caught:
+            await runner.run(failing, key="f", redo=redo)
+        ids.append(caught.value.prompt_id)
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 3
+    last = await recorded(runner.store, ids[-1])
+    assert (last.job.replaces, last.job.attempt, last.job.key) == (ids[2], 3, "f")
+    assert comfyui.requests.count(("POST", "/prompt")) == 3
+
+
 async def test_files_that_are_no_longer_there_are_fetched_again(runner: Runner, comfyui: Sim) -> None:
     graph = image()
     first = await runner.run(graph, key="k")

@@ -40,6 +40,7 @@ class Call:
     verbose: bool = False
     known: dict[str, Any] = field(default_factory=dict)  # what a document says besides the error
     workflow: Workflow | None = None
+    in_lines: bool = False  # documents are many, each in a line of its own
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -79,12 +80,12 @@ class Call:
             taken = isinstance(error, WorkflowRejected) and error.accepted
             known = {"prompt_id": error.prompt_id} if isinstance(error, ComfyflowError) and taken else {}
             document = {**self.known, **known, **state, "error": report.error_document(error, self.workflow)}
-            self.emit([report.dump(document)])
+            self.emit([report.dump(document, in_line=self.in_lines)])
         return SystemExit(int(exit_code(error)))
 
     def answer(self, document: Mapping[str, Any], lines: Iterable[str]) -> None:
         """The result: one document with --json, else lines."""
-        self.emit([report.dump(document)] if self.as_json else lines)
+        self.emit([report.dump(document, in_line=self.in_lines)] if self.as_json else lines)
 
     def table(
         self, document: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]]

@@ -112,7 +112,9 @@ class WorkflowRejected(ServerError):
 
 
 class JobError(ComfyflowError):
-    """A job did not end in success. `view` is the last one seen."""
+    """A job did not end in success. `view` is the last one seen. `again`: that was on record already."""
+
+    again: bool = False
 
     def __init__(self, message: str, *, view: JobView) -> None:
         super().__init__(message)

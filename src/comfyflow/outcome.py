@@ -18,13 +18,14 @@ from .store import Job, JobRecord
 @dataclass(frozen=True, slots=True)
 class RunResult:
     """What became of a job. `error` is None for success; `elapsed` in seconds from the call to the last
-    file."""
+    file. `again`: it was on record already, with its files, and nothing was done."""
 
     job: Job
     result: JobResult | None
     files: tuple[SavedFile, ...] = ()
     elapsed: float = 0.0
     error: ComfyflowError | None = None
+    again: bool = False
 
     @property
     def prompt_id(self) -> str:

@@ -38,9 +38,9 @@ def printable(text: object) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in flat)
 
 
-def dump(document: Mapping[str, Any]) -> str:
+def dump(document: Mapping[str, Any], *, in_line: bool = False) -> str:
     """A document as strict JSON in ASCII: NaN and infinities (ComfyUI writes them) become null."""
-    return json.dumps(_strict(document), indent=2, allow_nan=False, default=str)
+    return json.dumps(_strict(document), indent=None if in_line else 2, allow_nan=False, default=str)
 
 
 # views

@@ -10,6 +10,7 @@ from collections.abc import (
     AsyncIterable,
     Awaitable,
     Callable,
+    Collection,
     Coroutine,
     Iterable,
     Mapping,
@@ -48,7 +49,7 @@ from .errors import (
 from .lease import Lease
 from .models import Ambiguous, JobFailure, JobResult, JobState, JobView, OnLost, SavedFile
 from .outcome import RunResult, are_here, named, never_ran, root_of, seconds_left
-from .several import end, ended, iterated
+from .several import end, ended, worked
 from .shield import to_the_end
 from .store import RESUBMITTED, Accepted, Advanced, Holding, Job, JobEvent, JobRecord, Kept, Store, ending
 from .submit import key_id
@@ -117,7 +118,13 @@ class Runner:
         self._limiter = None
         await self._lease.stop()
 
-    async def submit(self, workflow: Workflow | Mapping[str, Any], *, key: str | None = None) -> Job:
+    async def submit(
+        self,
+        workflow: Workflow | Mapping[str, Any],
+        *,
+        key: str | None = None,
+        redo: Collection[JobState] = (),
+    ) -> Job:
         """Record a job, send it, and return it; do not wait. Raises what `submit_workflow` raises, and
         StoreError.
 
@@ -125,11 +132,12 @@ class Runner:
         the record or the server knows nothing is sent, and the job that is there is returned, ended or not;
         one that never came to the server is sent again. KeyConflict is raised when it has another graph, and
         StoreError when the record cannot be asked: it may have been sent before (`Ambiguous.RESEND` sends).
+        A job of the key that has ended in one of the states `redo` is sent again under a new id.
         """
         job = self._job(Workflow.load(workflow), key)
         with self._lease.busy(job.prompt_id):
             if key is not None:
-                return await self._submit_once(job)
+                return await self._submit_once(job, redo)
             await self.store.write(*self._lease.added(job))
             return await self._send(job)
 
@@ -149,7 +157,7 @@ class Runner:
         if record is not None:
             job = record.job
             if (files := await self._ended_before(record)) is not None:
-                return RunResult(job, record.result, files, time.monotonic() - started)
+                return RunResult(job, record.result, files, time.monotonic() - started, again=True)
         job, result = await self._end_of(job, on_view, timeout)
         with named(job):
             files = await self._save(job, result)
@@ -228,11 +236,13 @@ class Runner:
         workflow: Workflow | Mapping[str, Any],
         *,
         key: str | None = None,
+        redo: Collection[JobState] = (),
         on_view: OnView | None = None,
         timeout: float | None = None,
     ) -> RunResult:
         """`submit` and `complete` in one; `timeout` in seconds counts from the acceptance."""
-        return await self.complete(await self.submit(workflow, key=key), on_view=on_view, timeout=timeout)
+        job = await self.submit(workflow, key=key, redo=redo)
+        return await self.complete(job, on_view=on_view, timeout=timeout)
 
     async def run_many(
         self,
@@ -247,18 +257,9 @@ class Runner:
         does WorkflowInvalid, for an item that is no workflow: `Workflow.load` them first where that may
         happen.
         """
-        source = iterated(workflows)
-        running: set[asyncio.Task[RunResult]] = set()
-        try:
-            async for workflow in source:
-                running.add(asyncio.create_task(self._outcome(Workflow.load(workflow))))
-                for result in await ended(running, leave=concurrency - 1):
-                    yield result
-            while running:
-                for result in await ended(running, leave=0):
-                    yield result
-        finally:
-            await end(running)
+        async with aclosing(worked(workflows, self._outcome, concurrency=concurrency)) as results:
+            async for result in results:
+                yield result
 
     async def resume(self, *, concurrency: int = 100) -> AsyncGenerator[RunResult, None]:
         """Finish every job of this server that the store has without an outcome, `concurrency` at a time, and
@@ -321,8 +322,8 @@ class Runner:
         prompt_id = str(uuid4()) if key is None else key_id(key)
         return Job(prompt_id, workflow, client.client_id, str(client.server), time.time(), key, folder=folder)
 
-    async def _outcome(self, workflow: Workflow) -> RunResult:
-        return await self._guarded(self._job(workflow), self._added)
+    async def _outcome(self, workflow: Workflow | Mapping[str, Any]) -> RunResult:
+        return await self._guarded(self._job(Workflow.load(workflow)), self._added)
 
     async def _added(self, job: Job) -> RunResult:
         with self._lease.busy(job.prompt_id):
@@ -348,13 +349,13 @@ class Runner:
 
     # -- sending --
 
-    async def _submit_once(self, job: Job) -> Job:
+    async def _submit_once(self, job: Job, redo: Collection[JobState]) -> Job:
         """The job of a key: whoever writes its row first sends it."""
         try:
             record = await self._of_key(job)
             if record is None or never_ran(record):
                 await self._ask_for_key(job, record)
-            if record is not None and never_ran(record):
+            if record is not None and (never_ran(record) or record.state in redo):
                 return await self._replace(record.job)
             known = record is not None
             if record is None:
@@ -607,6 +608,7 @@ class Runner:
         if result is None or record.state is JobState.LOST:
             return None
         if (error := error_of(JobView(record.job.prompt_id, record.state, result=result))) is not None:
+            error.again = True
             raise error
         here = len(files) == len(result.outputs) and await to_thread.run_sync(are_here, files)
         return files if here else None

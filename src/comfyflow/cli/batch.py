@@ -1,0 +1,406 @@
+"""The command that runs many jobs: batch."""
+
+# ruff: noqa: PLC0415 - what takes long to import is imported where it is needed
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from .. import batch as rows_of
+from .. import report
+from ..batch import Row
+from ..console import Call, Interrupted, attended, tell
+from ..errors import ComfyflowError, UsageError
+from ..exits import ExitCode
+from ..models import Ambiguous
+from ..overview import Overview, counted, overview_on
+from ..settings import Settings
+from ..several import aside
+from ..workflow import Workflow
+from .app import Following, KeepOption, SharedOption, app, command, connected, loaded
+from .recorded import answer, check_folder, recorded
+
+if TYPE_CHECKING:
+    from ..many import Batch, Policy, RowResult
+    from ..runner import Runner
+    from ..store import Store
+
+STDIN = "-"
+FORGETFUL = (
+    "comfyflow: --database none records nothing: running this again repeats what the server has forgotten"
+)
+READERS: dict[str, Callable[[Iterable[str], str], Iterator[Row]]] = {
+    ".csv": rows_of.csv_rows,
+    ".jsonl": rows_of.jsonl_rows,
+    ".ndjson": rows_of.jsonl_rows,
+}
+COUNTED = 200_000  # rows that are counted beforehand, for the time that is left; more are not waited for
+
+
+class Order(StrEnum):
+    """In which order rows are begun."""
+
+    GIVEN = "given"
+    RANDOM = "random"
+
+
+RowsArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[ROWS]",
+        help="A file of JSON Lines or CSV, a folder of workflows, or - for standard input.",
+    ),
+]
+WorkflowOption = Annotated[
+    str | None, typer.Option("--workflow", metavar="FILE", help="The workflow whose inputs the rows change.")
+]
+MatrixOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--matrix",
+        metavar="NODE.INPUT=VALUES",
+        help="Instead of ROWS: every combination of seed=1..100, KSampler.cfg=6,7,8, 6.text=@prompts.txt.",
+    ),
+]
+NameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        metavar="TEXT",
+        help="Under one name each row runs once. [default: the name of ROWS, else of the workflow]",
+    ),
+]
+ConcurrencyOption = Annotated[int, typer.Option("--concurrency", min=1, metavar="N", help="Rows at a time.")]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=0, metavar="N", help="Take only the first N rows.")
+]
+OrderOption = Annotated[
+    Order, typer.Option("--order", help="As given, or random (drawn from 10,000 rows at a time).")
+]
+FailFastOption = Annotated[
+    bool, typer.Option("--fail-fast", help="Begin no further row after the first that fails.")
+]
+MaxFailuresOption = Annotated[
+    int | None,
+    typer.Option("--max-failures", min=1, metavar="N", help="Begin no further row after N that have failed."),
+]
+RetryOption = Annotated[
+    int,
+    typer.Option(
+        "--retry",
+        min=0,
+        metavar="N",
+        help="Try a row again up to N times when the server or the database was away, the server forgot the "
+        "job, or a file did not come whole.",
+    ),
+]
+RetryFailedOption = Annotated[
+    bool,
+    typer.Option(
+        "--retry-failed", help="Also when the job failed on the server, now or when the batch ran before."
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder for files. [default: COMFYFLOW_OUTPUT, ./comfyflow-output]"),
+]
+AmbiguousOption = Annotated[
+    Ambiguous,
+    typer.Option(help="When nobody can tell whether the server has read a job: as for `run`."),
+]
+
+
+@command(app)
+def batch(
+    rows: RowsArgument = None,
+    *,
+    workflow: WorkflowOption = None,
+    matrix: MatrixOption = None,
+    name: NameOption = None,
+    concurrency: ConcurrencyOption = 8,
+    limit: LimitOption = None,
+    order: OrderOption = Order.GIVEN,
+    fail_fast: FailFastOption = False,
+    max_failures: MaxFailuresOption = None,
+    retry: RetryOption = 2,
+    retry_failed: RetryFailedOption = False,
+    output: OutputOption = None,
+    shared: SharedOption = None,
+    keep_content: KeepOption = False,
+    ambiguous: AmbiguousOption = Ambiguous.WAIT,
+    options: Following,
+) -> None:
+    """Run a workflow once for each row, and save the files.
+
+    Run the same command again, after a crash too, and only what is not done runs. Paths are printed as rows
+    end; with --json a line for each row, and one with the summary. The exit code is that of the worst
+    failure. Ctrl-C leaves sent jobs on the server: the next run finds them.
+    """
+    from ..many import Policy
+
+    call = options.call(quiet=options.quiet)
+    call.in_lines = True
+    with call.guarded():
+        settings = options.settings(output=output, shared=shared, keep_content=keep_content)
+        source = _Source.of(rows, matrix or (), workflow, order, limit)
+        given = source.open()
+        policy = Policy(
+            concurrency=concurrency,
+            retries=retry,
+            retry_failed=retry_failed,
+            max_failures=1 if fail_fast else max_failures,
+            timeout=settings.timeouts.total,
+        )
+        check_folder(settings.output)
+        road = _Road(call, settings, options, policy, source, name or source.name, ambiguous)
+        attended(road.run(given))
+
+
+# rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where the rows come from."""
+
+    rows: str | None
+    matrix: Sequence[str]
+    base: Workflow | None
+    order: Order
+    limit: int | None
+    base_name: str
+
+    @classmethod
+    def of(
+        cls, rows: str | None, matrix: Sequence[str], workflow: str | None, order: Order, limit: int | None
+    ) -> _Source:
+        """Read the workflow, if there is one. Raises UsageError, WorkflowInvalid."""
+        if (rows is None) is not bool(matrix):
+            both = "ROWS and --matrix exclude each other" if matrix else "there are no rows"
+            raise UsageError(f"{both}: give a file, a folder or -, or else --matrix")
+        folder = rows is not None and rows != STDIN and Path(rows).is_dir()
+        if folder and workflow is not None:
+            raise UsageError(f"--workflow: {rows} is a folder of workflows, which has its own: leave it out")
+        if not folder and workflow is None:
+            raise UsageError("--workflow is missing: name the workflow whose inputs the rows change")
+        if workflow == rows == STDIN:
+            raise UsageError("both the workflow and the rows cannot come from standard input: name a file")
+        base = None if workflow is None else loaded(workflow)
+        return cls(rows, matrix, base, order, limit, Path(workflow or "").name)
+
+    @property
+    def name(self) -> str:
+        """What the batch is called unless it is given a name."""
+        return self.base_name if self.rows in (None, STDIN) else Path(str(self.rows)).absolute().name
+
+    def open(self) -> Iterator[Row | ComfyflowError]:
+        """The rows, the first of them read and found to make a workflow. Raises UsageError,
+        WorkflowInvalid."""
+        from ..many import readable, shuffled
+
+        rows = self._all()
+        first = list(islice(rows, 1))
+        for row in first:
+            rows_of.workflow_of(row, self.base)
+        given = chain(first, readable(rows))
+        return islice(shuffled(given) if self.order is Order.RANDOM else given, self.limit)
+
+    def count(self) -> int | None:
+        """How many rows there will be; None where that cannot be told beforehand."""
+        most = COUNTED if self.limit is None else min(self.limit, COUNTED)
+        try:
+            number = None if self.rows == STDIN else sum(1 for _ in islice(self._all(), most))
+        except ComfyflowError:
+            return None  # told when it is that row's turn
+        return None if number == COUNTED else number
+
+    def _all(self) -> Iterator[Row]:
+        if self.rows is None:
+            return rows_of.matrix_rows(self.matrix, _lines)
+        if self.rows == STDIN:
+            return _table(_decoded(_stdin(), "standard input"), "standard input", "")
+        path = Path(self.rows)
+        return (
+            rows_of.folder_rows(path) if path.is_dir() else _table(_lines(self.rows), path.name, path.suffix)
+        )
+
+
+def _table(lines: Iterator[str], name: str, suffix: str) -> Iterator[Row]:
+    """JSON Lines or CSV, by the name's suffix, else by how the text begins."""
+    reader = READERS.get(suffix.lower())
+    if reader is None:
+        blank = list(_first_lines(lines))
+        reader = rows_of.jsonl_rows if blank and blank[-1].lstrip().startswith("{") else rows_of.csv_rows
+        lines = chain(blank, lines)
+    return reader(lines, name)
+
+
+def _first_lines(lines: Iterator[str]) -> Iterator[str]:
+    """The lines up to the first that is not blank, and that."""
+    for line in lines:
+        yield line
+        if line.strip():
+            return
+
+
+def _lines(path: str) -> Iterator[str]:
+    try:
+        with open(path, "rb") as file:
+            yield from _decoded(file, path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be read: {reason}") from error
+
+
+def _decoded(file: BinaryIO, name: str) -> Iterator[str]:
+    """Line by line, so that a fault is told where it is; a byte order mark is fine."""
+    number = 0
+    try:
+        with file:
+            for number, line in enumerate(file, 1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{name}, line {number}: this is not UTF-8 text, and nothing after it is read: save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read after line {number}: {error.strerror}") from error
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:  # closed by whoever called us (`<&-`)
+        raise UsageError("there is nothing on standard input: name a file")
+    try:
+        # Not sys.stdin: Python takes the lock of that at its end, which a thread that still reads has.
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except OSError:  # a stand-in for stdin has no descriptor
+        return sys.stdin.buffer
+
+
+# from the rows to what is printed
+
+
+@dataclass(frozen=True, slots=True)
+class _Road:
+    """`batch`, from the settings to what is printed."""
+
+    call: Call
+    settings: Settings
+    options: Following
+    policy: Policy
+    source: _Source
+    name: str
+    ambiguous: Ambiguous
+
+    async def run(self, rows: Iterator[Row | ComfyflowError]) -> None:
+        """Run the rows, tell of each as it ends, and of all at the end."""
+        from ..many import Batch
+
+        self.call.known |= {"batch": self.name, "server": self.settings.shown_url}
+        async with recorded(self.call, self.options, required=True) as record, AsyncExitStack() as stack:
+            if record.name == "none":
+                tell([FORGETFUL])
+            runner = await self._runner(stack, record.store)
+            await runner.client.system_stats()  # a wrong address is told at once, not row by row
+            batch = Batch(runner, self.name, self.source.base, self.policy)
+            try:
+                await self._work(batch, rows)
+            except asyncio.CancelledError:
+                left = counted(batch.tally.running, "job")
+                text = f"stopped; up to {left} left on the server: run the same command again to go on"
+                raise Interrupted(text) from None
+            finally:
+                self._sum_up(batch)
+        answer(self.call, record, self.call.known, ())
+        raise SystemExit(int(batch.tally.exit_code))
+
+    async def _runner(self, stack: AsyncExitStack, store: Store) -> Runner:
+        from ..runner import Runner
+
+        settings, websocket = self.settings, not self.options.no_websocket
+        client = connected(settings, settings.url, websocket=websocket, ambiguous=self.ambiguous)
+        runner = Runner(
+            await stack.enter_async_context(client),
+            store,
+            settings.output,
+            shared=settings.shared,
+            keep_content=settings.keep_content,
+        )
+        return await stack.enter_async_context(runner)
+
+    async def _work(self, batch: Batch, rows: Iterator[Row | ComfyflowError]) -> None:
+        total = self.source.count() if sys.stderr is not None and sys.stderr.isatty() else None
+        given = aside(rows) if self.source.rows == STDIN else rows
+        with overview_on(sys.stderr, batch.tally, total, quiet=self.call.quiet) as overview:
+            async with aclosing(batch.run(given)) as results:
+                async for one in results:
+                    self._tell(one, overview)
+                    overview.show()
+
+    def _tell(self, one: RowResult, overview: Overview) -> None:
+        if one.error is not None:
+            overview.say(_failure_lines(one, verbose=self.call.verbose))
+        lines = [str(file.path) for file in one.files]
+        if self.call.as_json:
+            lines = [report.dump(_document(one), in_line=True)]
+        shares = sys.stdout is not None and sys.stdout.isatty()
+        with overview.aside() if shares and lines else nullcontext():
+            self.call.emit(lines)
+
+    def _sum_up(self, batch: Batch) -> None:
+        summary = batch.tally.document()
+        self.call.known["summary"] = {**summary, "stopped": batch.stopped}
+        if batch.stopped is not None:
+            tell([f"comfyflow: stopped, {batch.stopped}; run the same command again to go on"])
+        if not (self.call.quiet and batch.tally.exit_code is ExitCode.OK):
+            tell([f"comfyflow: {report.printable(self.name)}: {_summary_line(summary)}"])
+
+
+def _summary_line(summary: Mapping[str, Any]) -> str:
+    failed = ", ".join(f"{count} {kind}" for kind, count in summary["failed"].items())
+    words = [
+        counted(summary["rows"], "row"),
+        f"{summary['succeeded']} done",
+        f"{summary['done_before']} done before",
+        f"{sum(summary['failed'].values())} failed{f' ({failed})' if failed else ''}",
+        counted(summary["files"], "file"),
+        f"{summary['seconds']:.1f} s",
+    ]
+    return ", ".join(words)
+
+
+def _failure_lines(one: RowResult, *, verbose: bool) -> list[str]:
+    assert one.error is not None
+    first, *more = report.error_lines(one.error, one.workflow, verbose=verbose)
+    if one.row is not None and one.row.place not in first:
+        first = f"{one.row.place}: {first}"
+    if one.again:
+        first = f"{first} (when the batch ran before: --retry-failed sends it again)"
+    return [
+        report.printable(f"comfyflow: {first}"),
+        *(line if line[:1] == " " else f"  {line}" for line in more),
+    ]
+
+
+def _document(one: RowResult) -> dict[str, Any]:
+    row = one.row
+    return {
+        "row": None if row is None else row.number,
+        "key": None if row is None else row.key,
+        "place": None if row is None else row.place,
+        "prompt_id": one.prompt_id,
+        "state": None if one.state is None else one.state.value,
+        "files": [report.file_document(file, one.workflow) for file in one.files],
+        "error": None if one.error is None else report.error_document(one.error, one.workflow),
+        "again": one.again,
+    }

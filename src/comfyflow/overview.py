@@ -1,0 +1,165 @@
+"""A batch as a whole on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+
+# ruff: noqa: PLC0415 - rich takes 0.13 s to import and is needed on a terminal only
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self, TextIO
+
+from .report import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+    from .many import Tally
+
+LINE_EVERY = 10.0  # s between two plain lines
+
+
+class Overview(AbstractContextManager["Overview"], Protocol):
+    """Shows how far a batch is while the block lasts."""
+
+    def show(self) -> None:
+        """Something has changed."""
+
+    def say(self, lines: Iterable[str]) -> None:
+        """Write lines that stay."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """While the block lasts somebody else may write to the terminal."""
+
+
+def overview_on(
+    stream: TextIO | None, tally: Tally, total: int | None = None, *, quiet: bool = False
+) -> Overview:
+    """The overview of `tally` that fits a stream; `total` rows are known to come."""
+    if stream is not None and not quiet and stream.isatty() and os.environ.get("TERM") != "dumb":
+        return Bar(stream, tally, total)
+    return Lines(stream, tally, total, every=None if quiet else LINE_EVERY)
+
+
+def status_line(tally: Tally, total: int | None = None) -> str:
+    """The numbers in one line."""
+    words = [
+        f"{tally.ended} of {counted(total, 'row')}" if total is not None else counted(tally.ended, "row")
+    ]
+    words += [f"{tally.running} running", *([f"{tally.failures} failed"] if tally.failures else [])]
+    # What was done before took no time, and says nothing of the rest.
+    worked = tally.ended - tally.before
+    if worked and tally.seconds:
+        words.append(rate_text(worked / tally.seconds))
+        if total is not None and tally.ended < total:
+            words.append(f"{clock((total - tally.ended) * tally.seconds / worked)} left")
+    return ", ".join(words)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def rate_text(rate: float) -> str:
+    """Rows in a second, or in a minute where they are few."""
+    return f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min"
+
+
+def clock(seconds: float) -> str:
+    """A span of time as H:MM:SS."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+class Lines(Overview):
+    """A plain line `every` so many seconds, none with None; what is said is always written."""
+
+    def __init__(
+        self, stream: TextIO | None, tally: Tally, total: int | None, *, every: float | None
+    ) -> None:
+        self._stream, self._tally, self._total, self._every = stream, tally, total, every
+        self._next = time.monotonic() + (every or 0.0)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def show(self) -> None:
+        """Write a line if it is time."""
+        if self._every is None or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self._every
+        self.say([f"comfyflow: {status_line(self._tally, self._total)}"])
+
+    def say(self, lines: Iterable[str]) -> None:
+        """Write them. A reader that went away is no fault of the batch."""
+        if self._stream is None:
+            return
+        with suppress(OSError):
+            for line in lines:
+                print(line, file=self._stream, flush=True)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Nothing is in the way."""
+        yield
+
+
+class Bar(Overview):
+    """One bar for all rows, the numbers beside it."""
+
+    def __init__(self, stream: TextIO, tally: Tally, total: int | None) -> None:
+        self._tally = tally
+        self._rich = _rich(stream, tally, total)
+        self._task = self._rich.add_task("", total=total)
+
+    def __enter__(self) -> Self:
+        self._rich.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rich.stop()
+
+    def show(self) -> None:
+        """The screen is refreshed ten times a second, with the numbers of that moment."""
+        self._rich.update(self._task, completed=self._tally.ended)
+
+    def say(self, lines: Iterable[str]) -> None:
+        """Write them above the bar."""
+        for line in lines:
+            self._rich.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The bar is taken away and drawn anew."""
+        self._rich.stop()
+        yield
+        self._rich.start()
+
+
+def _rich(stream: TextIO, tally: Tally, total: int | None) -> RichProgress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeElapsedColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Numbers(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(status_line(tally, total), no_wrap=True, overflow="ellipsis")
+
+    return Progress(
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        Numbers(table_column=Column(ratio=1, no_wrap=True)),
+        console=Console(file=stream),
+        expand=True,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
