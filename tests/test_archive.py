@@ -106,6 +106,32 @@ async def test_assets_are_filtered(small: Archive, wanted: AssetFilter, paths: l
     assert sorted(found) == sorted(f"day-0/{path}.png" for path in paths)
 
 
+KEYS = {
+    1: "batch:cats:a",
+    2: "batch:cats:\U0001f98a",
+    3: "batch:cats.csv:a",
+    4: "batch:cat:s",
+    5: "batch:Cats:a",
+}
+
+
+@pytest.mark.parametrize(
+    ("batch", "numbers"),
+    [("cats", [1, 2]), ("cats.csv", [3]), ("cat", [4]), ("ca", []), ("c%", []), ("", []), ("\0", [])],
+)
+async def test_jobs_and_files_of_a_batch_are_found(
+    small: Archive, connections: Connections, batch: str, numbers: list[int]
+) -> None:
+    for number, key in KEYS.items():
+        await connections.execute(
+            "UPDATE workflow_runs SET key = $1 WHERE prompt_id = $2", key, f"job-{number}"
+        )
+    found = await small.runs(RunFilter(batch=batch))
+    assert [run.prompt_id for run in found] == [f"job-{number}" for number in numbers]
+    files = [asset.prompt_id for asset in await small.assets(AssetFilter(batch=batch))]
+    assert sorted(files) == [f"job-{number}" for number in numbers for _ in range(2)]
+
+
 async def test_an_asset_is_found_by_its_content(small: Archive) -> None:
     (one,) = await small.assets(AssetFilter(seed=3, node="9"))
     assert await small.assets(AssetFilter(sha256=one.sha256)) == [one]
@@ -307,6 +333,7 @@ PLANS: dict[str, tuple[Query, str]] = {
     "runs by digest": (queries.runs_query(RunFilter(digest=DIGEST)), "workflow_runs_by_digest"),
     "runs by its beginning": (queries.runs_query(RunFilter(digest=DIGEST[:8])), "workflow_runs_by_digest"),
     "runs by server": (queries.runs_query(RunFilter(server="http://gpu-1:8188")), "workflow_runs_newest"),
+    "runs of a batch": (queries.runs_query(RunFilter(batch="cats")), "workflow_runs_by_batch"),
     "one run": (queries.run_query("job-3"), "workflow_runs_pkey"),
     "graph": (queries.graph_query("job-3"), "workflow_runs_pkey"),
     "events": (queries.events_query("job-3"), "run_events_of_a_run"),
@@ -321,6 +348,7 @@ PLANS: dict[str, tuple[Query, str]] = {
     "assets by model": (queries.assets_query(AssetFilter(model="none")), "generated_assets_by_model"),
     "assets by node": (queries.assets_query(AssetFilter(node="77")), "generated_assets_metadata"),
     "assets of a run": (queries.assets_query(AssetFilter(prompt_id="job-3")), "generated_assets_once"),
+    "assets of a batch": (queries.assets_query(AssetFilter(batch="cats")), "workflow_runs_by_batch"),
     "assets by content": (queries.assets_query(AssetFilter(sha256=DIGEST)), "generated_assets_by_content"),
     "known paths": (queries.named_query(["a.png", "b.png"]), "generated_assets_by_path"),
     "old runs": (Query(prune.DELETE_RUNS, (NOW - 19_000 * 60, 1000)), "workflow_runs_finished"),

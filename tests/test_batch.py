@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from comfyflow.batch import Row, csv_rows, folder_rows, jsonl_rows, key_of, matrix_rows, workflow_of
+from comfyflow.batch import (
+    Row,
+    csv_rows,
+    folder_rows,
+    jsonl_rows,
+    key_of,
+    matrix_rows,
+    upload_name,
+    with_uploads,
+    workflow_of,
+)
 from comfyflow.errors import UsageError, WorkflowInvalid
 from comfyflow.workflow import Workflow
 
@@ -221,11 +231,17 @@ def test_json_values_keep_their_kind_and_texts_take_that_of_the_input() -> None:
         workflow_of(row({"3.cfg": "7"}), BASE)
 
 
-def test_a_seed_may_be_random_or_a_text() -> None:
-    seeds = {
-        workflow_of(row({"seed": "random"}, texts=True), BASE).nodes["3"]["inputs"]["seed"] for _ in range(3)
-    }
-    assert len(seeds) > 1
+@pytest.mark.parametrize("target", ["seed", "3.seed", "KSampler.seed", "3.noise_seed"])
+def test_a_random_seed_would_make_another_job_each_time(target: str) -> None:
+    with pytest.raises(WorkflowInvalid, match="r, line 1: a random seed makes another job"):
+        workflow_of(row({target: "random"}, texts=True), BASE)
+
+
+def test_a_text_may_be_random() -> None:
+    assert workflow_of(row({"6.text": "random"}), BASE).nodes["6"]["inputs"]["text"] == "random"
+
+
+def test_a_seed_may_be_a_text() -> None:
     assert workflow_of(row({"seed": " 5 "}, texts=True), BASE).nodes["3"]["inputs"]["seed"] == 5
 
 
@@ -247,3 +263,36 @@ def test_a_row_is_known_by_its_key_else_by_what_it_computes() -> None:
     named = Row(1, "a", {}, None, "here")
     assert key_of("foxes", named, BASE) == "batch:foxes:a"
     assert key_of("foxes", row({}), BASE) == f"batch:foxes:{BASE.digest}"
+
+
+# local files
+
+
+def test_a_column_may_hold_paths_which_are_relative_to_the_rows() -> None:
+    (one,) = csv_rows(["6.text,10.image:file\n", "owl,in/a.png\n"], "r", Path("rows"))
+    (two,) = jsonl_rows([json.dumps({"10.image:file": "/in/a.png", "6.text": "owl"})], "r", Path("rows"))
+    (three,) = matrix_rows(["10.image:file=a.png"], nothing)
+    uploads = [dict(row.uploads) for row in (one, two, three)]
+    assert uploads == [{"10.image": Path(path)} for path in ("rows/in/a.png", "/in/a.png", "a.png")]
+    assert one.values == two.values == {"6.text": "owl"}
+
+
+@pytest.mark.parametrize("path", [7, None, ""])
+def test_what_is_no_path_is_told(path: object) -> None:
+    with pytest.raises(UsageError, match=r"10\.image:file wants the path of a file"):
+        next(jsonl_rows([json.dumps({"10.image:file": path})], "r"))
+
+
+def test_an_input_names_the_file_as_the_server_does() -> None:
+    one = row({})
+    assert with_uploads(BASE, one, {"6.text": "a.png"}).nodes["6"]["inputs"]["text"] == "a.png"
+    with pytest.raises(WorkflowInvalid) as caught:
+        with_uploads(BASE, one, {"6.image": "a.png"})
+    assert caught.value.path == "r, line 1"
+
+
+@pytest.mark.parametrize(
+    ("path", "suffix"), [("a.PNG", ".png"), ("a", ""), ("a.tar.gz", ".gz"), ("a.p ng\u00e9", ".png")]
+)
+def test_a_file_is_called_by_its_content_on_a_server(path: str, suffix: str) -> None:
+    assert upload_name("0" * 64, Path(path)) == f"comfyflow-{'0' * 32}{suffix}"

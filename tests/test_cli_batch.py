@@ -175,7 +175,8 @@ async def test_no_further_row_is_begun_after_the_failures_that_are_allowed(
 
 async def test_the_worst_failure_makes_the_exit_code(cli: Cli, server: Sim, record: str, base: str) -> None:
     server.faults.add("GET", "/view", gone(), times=4)
-    ended = await cli("batch", "--workflow", base, table(cli, 3), "--concurrency", "1", "--json")
+    once = ("--concurrency", "1", "--retry", "0", "--json")
+    ended = await cli("batch", "--workflow", base, table(cli, 3), *once)
     assert (ended.code, documents(ended)[1]["failed"]) == (7, {"download": 2})
     other = cli.file(picture(width=80), "other.json")
     changed = await cli("batch", "--workflow", other, table(cli, 3), "--json")

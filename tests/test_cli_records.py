@@ -370,3 +370,12 @@ async def test_a_contact_sheet_is_drawn(cli: Cli, server: Sim) -> None:
     ended = await cli("assets", "--sheet", "sheet.png")
     assert (ended.code, ended.lines) == (0, ["sheet.png"])
     assert (cli.folder / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+async def test_what_belongs_to_a_batch_is_listed_by_its_name(cli: Cli, server: Sim) -> None:
+    await run(cli, "--key", "batch:cats:1")
+    done = await run(cli, "--key", "batch:dogs:1")
+    (job,) = (await cli("runs", "--batch", "dogs", "--json")).document["runs"]
+    (file,) = (await cli("assets", "--batch", "dogs", "--json")).document["assets"]
+    assert job["prompt_id"] == file["prompt_id"] == done["prompt_id"]
+    assert (await cli("runs", "--batch", "dog", "--json")).document["runs"] == []

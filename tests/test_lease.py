@@ -29,7 +29,7 @@ def job(prompt_id: str) -> Job:
 
 
 async def claimed(lease: Lease, *, limit: int = 10, besides: tuple[str, ...] = ()) -> list[str]:
-    return [record.job.prompt_id for record in await lease.claim(SERVER, limit, besides=besides)]
+    return [record.job.prompt_id for record in await lease.claim([SERVER], limit, besides=besides)]
 
 
 async def test_the_first_job_brings_the_worker_along_and_the_next_ones_do_not() -> None:
@@ -45,9 +45,9 @@ async def test_a_living_worker_keeps_its_jobs_and_a_stopped_one_gives_them_up(st
     await store.write(*mine.added(job("a")))
     assert await claimed(theirs) == []
     assert not await theirs.take(job("a"))
-    assert [(held.jobs, held.worker) for held in await theirs.others(SERVER)] == [(1, mine.worker)]
+    assert [(held.jobs, held.worker) for held in await theirs.others([SERVER])] == [(1, mine.worker)]
     await mine.stop()
-    assert await theirs.others(SERVER) == []
+    assert await theirs.others([SERVER]) == []
     assert await claimed(theirs) == ["a"]
     assert await claimed(mine) == []
 
@@ -65,7 +65,7 @@ async def test_a_dead_process_of_this_machine_holds_nothing(store: PostgresStore
     dead, lease = Lease(store, 3600.0), Lease(store, 30.0)
     dead.worker = replace(dead.worker, place=f"{dead.worker.place}0")  # another process had this id
     await store.write(*dead.added(job("a")))
-    assert await lease.more(SERVER)
+    assert await lease.more([SERVER])
     assert await lease.take(job("a"))
     assert await claimed(lease) == ["a"]
 
@@ -74,7 +74,7 @@ async def test_a_lease_is_renewed_in_the_background(store: PostgresStore, databa
     lease, other = Lease(store, 0.6), Lease(store, 30.0)
     lease.start()
     await store.write(*lease.added(job("a")))
-    assert not await other.more(SERVER)  # it waits until the other one has shown that it lives
+    assert not await other.more([SERVER])  # it waits until the other one has shown that it lives
     await lease.stop()
     assert execute(database, "SELECT worker FROM run_workers") == [[]]
 
@@ -83,9 +83,9 @@ async def test_who_does_not_renew_is_waited_for_until_the_lease_has_ended(store:
     silent, lease = Lease(store, 0.3), Lease(store, 30.0)
     silent.worker = replace(silent.worker, place=None)  # on another machine
     await store.write(*silent.added(job("a")))
-    assert await lease.more(SERVER)
+    assert await lease.more([SERVER])
     assert await claimed(lease) == ["a"]
-    assert not await lease.more(SERVER)
+    assert not await lease.more([SERVER])
 
 
 @pytest.mark.parametrize("clock", ["time", "monotonic"])
@@ -145,8 +145,8 @@ async def test_a_store_of_one_program_gives_out_what_is_open() -> None:
     lease = Lease(store, 30.0)
     await store.write(*lease.added(job("a")))
     await store.advance("a", JobState.RUNNING)
-    [record] = await lease.claim(SERVER, 5, besides=())
+    [record] = await lease.claim([SERVER], 5, besides=())
     assert (record.job.prompt_id, record.state) == ("a", JobState.RUNNING)
-    assert await lease.claim(SERVER, 5, besides=("a",)) == []
-    assert not await lease.more(SERVER)
+    assert await lease.claim([SERVER], 5, besides=("a",)) == []
+    assert not await lease.more([SERVER])
     await lease.stop()

@@ -192,11 +192,36 @@ async def test_a_server_that_comes_back_is_waited_for(runner: Runner, comfyui: S
     assert (one.error, one.attempts) == (None, 2)
 
 
-async def test_a_file_that_has_vanished_is_no_reason_to_try_again(runner: Runner, comfyui: Sim) -> None:
+async def test_a_job_whose_file_has_vanished_is_run_again(runner: Runner, comfyui: Sim) -> None:
+    comfyui.faults.add("GET", "/view", gone(), times=2)  # as often as one download asks
+    [one] = await outcome(batch(runner), row(1))
+    assert (one.error, one.attempts, len(one.files)) == (None, 2, 1)
     comfyui.faults.add("GET", "/view", gone(), times=None)
-    [one] = await outcome(batch(runner, retries=3), row(1))
+    [one] = await outcome(batch(runner, retries=0), row(2))
     assert isinstance(one.error, OutputUnavailable)
     assert (one.attempts, one.files) == (1, ())
+    comfyui.faults.clear()
+    [one] = await outcome(batch(runner), row(2))
+    assert (one.error, len(one.files)) == (None, 1)
+
+
+async def test_local_files_are_put_onto_the_server_and_make_the_key(
+    runner: Runner, comfyui: Sim, tmp_path: Path
+) -> None:
+    base = Workflow.load({**alone("LoadImage", image="x.png"), "2": BASE.nodes["2"]})
+    picture = (await runner.run(BASE)).files[0].path
+
+    def taking(number: int) -> Row:
+        return Row(number, None, {}, None, "rows, line 1", uploads={"LoadImage.image": picture})
+
+    going = Batch(runner, "files", base, Policy(pause=0.01))
+    [one, two] = await outcome(going, taking(1), taking(2))
+    assert (one.error, two.error, one.key == two.key) == (None, None, True)
+    assert comfyui.requests.count(("POST", "/upload/image")) == 1
+    [missing] = await outcome(
+        going, Row(3, None, {}, None, "rows, line 3", uploads={"LoadImage.image": tmp_path / "no.png"})
+    )
+    assert "no.png cannot be read" in str(missing.error)
 
 
 def made(kind: type[ComfyflowError], **more: Any) -> ComfyflowError:
@@ -229,7 +254,7 @@ def made(kind: type[ComfyflowError], **more: Any) -> ComfyflowError:
         (made(JobCancelled), False),
         (made(JobTimeout), False),
         (made(DownloadError), True),
-        (made(OutputUnavailable), False),
+        (made(OutputUnavailable), True),
         (made(StoreUnavailable), True),
         (made(PostgresMissing), False),
         (made(StoreError), False),
@@ -240,7 +265,7 @@ def made(kind: type[ComfyflowError], **more: Any) -> ComfyflowError:
 )
 def test_trying_again_is_for_what_may_pass(error: ComfyflowError, helps: bool) -> None:
     assert Policy().may_help(error) is helps
-    on_request = isinstance(error, JobFailed | OutputUnavailable)
+    on_request = isinstance(error, JobFailed)
     assert Policy(retry_failed=True).may_help(error) is (helps or on_request)
 
 

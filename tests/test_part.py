@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from PIL import Image
 from comfyflow.errors import DownloadError
 from comfyflow.media import Damaged
 from comfyflow.models import OutputFile
-from comfyflow.part import BLOCKS, Blocks, Part, _renameat2
+from comfyflow.part import BLOCKS, Blocks, Part, _Names, _renameat2
 from comfyflow.sweep import sweep
 
 
@@ -357,3 +358,40 @@ async def test_a_disk_that_fills_up_leaves_nothing(
         await saved(tmp_path, picture())
     assert names(tmp_path) == ["a.png"]
     assert (tmp_path / "a.png").read_bytes() == b"mine"
+
+
+async def test_files_that_come_while_a_name_is_made_durable_share_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, begun, go, synced = _Names(), threading.Event(), threading.Event(), []
+
+    def fsync(file: int) -> None:
+        synced.append(file)
+        begun.set()
+        assert go.wait(10)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    threads = [threading.Thread(target=names.sync, args=(tmp_path,)) for _ in range(5)]
+    threads[0].start()
+    assert begun.wait(10)
+    waiting = threading.Barrier(5)
+    real = names._turn
+
+    class Turn:
+        """Tells that somebody has looked how far it is, and waits for the turn."""
+
+        def __enter__(self) -> None:
+            waiting.wait(10)
+            real.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            real.release()
+
+    names._turn = Turn()  # type: ignore[assignment] # what a lock is to `with`
+    for thread in threads[1:]:
+        thread.start()
+    waiting.wait(10)
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(synced) == 2

@@ -31,8 +31,9 @@ from comfyflow import (
     Workflow,
     contents,
 )
+from comfyflow.gather import LANES, LOAD
 from comfyflow.journal import ANYWHERE, Journal
-from comfyflow.postgres import LANES, LOAD, PostgresStore
+from comfyflow.postgres import PostgresStore
 from comfyflow.rows import batch_of
 from comfyflow.store import Accepted, Added, Advanced, Alive, Entry, Kept, Worker, ending
 

@@ -49,25 +49,25 @@ def test_no_limit_asks_for_all() -> None:
 
 def test_every_filter_of_runs_becomes_a_parameter() -> None:
     wanted = RunFilter(
-        state=JobState.FAILED, since=1.0, until=2.0, text=EVIL, digest="AB", server=EVIL, limit=7
+        state=JobState.FAILED, since=1.0, until=2.0, text=EVIL, digest="AB", server=EVIL, limit=7, batch=EVIL
     )
     query = runs_query(wanted)
-    assert query.args == ("failed", 1.0, 2.0, EVIL, "ab", "abg", EVIL, 7)
+    assert query.args == ("failed", 1.0, 2.0, EVIL, "ab", "abg", EVIL, f"batch:{EVIL}:", f"batch:{EVIL};", 7)
     assert "DROP" not in query.sql
-    assert all(f"${number}" in query.sql for number in range(1, 9))
+    assert all(f"${number}" in query.sql for number in range(1, 11))
 
 
 def test_every_filter_of_assets_becomes_a_parameter() -> None:
     wanted = AssetFilter(
         text=EVIL, seed=2**64 - 1, model="m.ckpt", node=EVIL, since=1.0, until=2.0, prompt_id=EVIL,
-        sha256="0" * 64, limit=7,
+        sha256="0" * 64, limit=7, batch=EVIL,
     )  # fmt: skip
     query = assets_query(wanted)
     assert [json.loads(query.args[n]) for n in (1, 3, 4)] == [
         {"seed": 18446744073709551615}, {"node_id": EVIL}, {"node_title": EVIL},
     ]  # fmt: skip
     assert query.args[2] == ["m.ckpt"]
-    assert query.args[5:] == (1.0, 2.0, EVIL, "0" * 64, 7)
+    assert query.args[5:] == (1.0, 2.0, EVIL, "0" * 64, f"batch:{EVIL}:", f"batch:{EVIL};", 7)
     assert "DROP" not in query.sql
 
 

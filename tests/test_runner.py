@@ -150,11 +150,11 @@ async def test_a_job_of_another_server_is_neither_lost_nor_sent_again_here(
     runner: Runner, tmp_path: Path
 ) -> None:
     """A store may be shared by many servers: what this one does not know may run well on that one."""
-    queued, unsent = await runner.submit(steps()), runner._job(Workflow.load(image()))
+    queued, unsent = await runner.submit(steps()), runner._sender.made(Workflow.load(image()))
     await runner.store.add(unsent)
     async with Sim() as sim, ComfyClient(sim.url, poll=QUICK) as other:
         elsewhere = Runner(other, runner.store, tmp_path / "elsewhere")
-        with pytest.raises(JobLost, match=f"was sent to {runner.client.server}"):
+        with pytest.raises(JobLost, match=f"was sent to {runner.client.addresses[0]}"):
             await elsewhere.follow(await elsewhere.adopt(queued.prompt_id))
         assert [done async for done in elsewhere.resume()] == []
         assert ("POST", "/prompt") not in sim.requests
@@ -274,7 +274,7 @@ async def test_what_was_never_sent_is_sent_by_resume_and_what_was_is_not(
     await comfyui.hold()
     sent = await runner.submit(image())
     assert sent.workflow is not None
-    unsent = runner._job(sent.workflow)
+    unsent = runner._sender.made(sent.workflow)
     await runner.store.add(unsent)
     await comfyui.release()
     results = {result.prompt_id: result.error async for result in runner.resume()}

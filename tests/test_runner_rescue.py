@@ -228,7 +228,7 @@ async def test_a_key_waits_for_the_program_that_is_about_to_send_its_job(
 async def test_a_recorded_job_that_has_not_come_to_the_server_is_not_lost(
     runner: Runner, store: PostgresStore
 ) -> None:
-    job = runner._job(Workflow.load(image()))
+    job = runner._sender.made(Workflow.load(image()))
     await store.add(job)
     with pytest.raises(JobLost, match="`comfyflow resume` sends it"):
         await runner.adopt(job.prompt_id)
@@ -342,7 +342,7 @@ async def test_programs_that_resume_at_once_share_the_work(
     for _ in range(12):
         await dead.submit(image())
     for _ in range(12):
-        job = dead._job(Workflow.load(image()))
+        job = dead._sender.made(Workflow.load(image()))
         await store.write(*dead._lease.added(job))
 
     async def program(number: int) -> list[str]:
@@ -396,7 +396,7 @@ async def test_a_job_that_another_program_has_taken_is_not_sent(
 async def test_a_server_that_is_away_leaves_the_jobs_of_resume_open(
     runner: Runner, comfyui: Sim, store: PostgresStore
 ) -> None:
-    await store.add(runner._job(Workflow.load(image())))
+    await store.add(runner._sender.made(Workflow.load(image())))
     await comfyui.kill()
     [result] = [result async for result in runner.resume()]
     assert isinstance(result.error, ServerUnreachable)
@@ -453,7 +453,7 @@ async def test_a_resume_beside_a_run_of_the_same_key_sends_it_once(
     running = asyncio.create_task(runner.run(graph, key="k"))
     await held.met()
     [job] = [job async for job in runner.store.unfinished()]
-    again = asyncio.create_task(runner._send(job, maybe_sent=True, first=False))
+    again = asyncio.create_task(runner._sender.late(job))
     await asyncio.wait([again], timeout=0.1)
     held.release()
     assert (await again).prompt_id == (await running).prompt_id
@@ -463,7 +463,7 @@ async def test_a_resume_beside_a_run_of_the_same_key_sends_it_once(
 async def test_a_job_that_another_living_program_holds_is_not_called_lost(
     comfyui: Sim, stubborn: Runner, client: ComfyClient, database: str, tmp_path: Path
 ) -> None:
-    job = stubborn._job(Workflow.load(image()))
+    job = stubborn._sender.made(Workflow.load(image()))
     await stubborn.store.write(*stubborn._lease.added(job))
     async with (
         await PostgresStore.open(database, journal=None) as store,
@@ -475,7 +475,7 @@ async def test_a_job_that_another_living_program_holds_is_not_called_lost(
         with pytest.raises(JobLost):
             await other.complete(job, timeout=0.5)
         assert (await recorded(store, job.prompt_id)).state is JobState.CREATED
-        await stubborn._send(job)
+        await stubborn._sender.late(job)
         assert (await following).prompt_id == job.prompt_id
     assert set(comfyui.executed.values()) == {1}
 
@@ -526,7 +526,7 @@ async def test_a_key_that_another_server_may_have_is_not_sent_here(
 ) -> None:
     graph = image()
     async with Sim() as first, ComfyClient(first.url, poll=QUICK) as client:
-        job = Runner(client, store, tmp_path)._job(Workflow.load(graph), "k")
+        job = Runner(client, store, tmp_path)._sender.made(Workflow.load(graph), "k")
         await store.add(job)
         with pytest.raises(KeyConflict, match="run it there"):
             await runner.run(graph, key="k")
@@ -549,7 +549,7 @@ async def test_a_failed_row_is_not_replaced_while_the_server_has_its_job(
     runner: Runner, store: PostgresStore, client: ComfyClient, comfyui: Sim
 ) -> None:
     graph = image()
-    job = runner._job(Workflow.load(graph), "k")
+    job = runner._sender.made(Workflow.load(graph), "k")
     await store.add(job)
     failed = JobResult(job.prompt_id, JobState.FAILED, failure=JobFailure("unreachable"))
     await store.finish(job, failed)

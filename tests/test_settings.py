@@ -18,9 +18,9 @@ from comfyflow.settings import (
     content_limit,
     moment,
     normalise_url,
+    pool_servers,
     request_headers,
     resolve,
-    server_url,
     shared_folder,
     without_credentials,
 )
@@ -39,7 +39,7 @@ ALL = {"COMFYFLOW_URL": "http://a:1", "COMFYUI_URL": "http://b:2", "COMFYUI_HOST
     ],
 )
 def test_the_flag_wins_then_the_variables_in_order(flag: str | None, env: dict[str, str], url: str) -> None:
-    assert server_url(env, flag) == url
+    assert pool_servers(env, [] if flag is None else [flag])[0].url == url
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_is_no_url_is_refused_with_its_source_and_an_example(given_url: str
 @pytest.mark.parametrize("url", ["ftp://me:secret@gpu", "http://me:secret@gpu:x", "http://me:secret@gpu?x"])
 def test_a_refusal_never_shows_the_password(url: str) -> None:
     with pytest.raises(UsageError) as caught:
-        server_url({"COMFYFLOW_URL": url})
+        pool_servers({"COMFYFLOW_URL": url})
     assert "secret" not in str(caught.value)
 
 

@@ -4,9 +4,11 @@ answers are compared with real servers in test_sim_recordings.py."""
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -604,6 +606,37 @@ async def test_a_killed_program_comes_back_on_its_port_with_its_outputs_alone(tm
             async with session.get(f"{url}/view?filename=pic_00001_.png") as answer:
                 assert answer.status == 200
     assert list((tmp_path / "temp").iterdir()) == []
+
+
+async def test_what_a_program_has_begun_to_execute_is_told_in_its_log_also_when_it_was_killed(
+    tmp_path: Path,
+) -> None:
+    log, ids = tmp_path / "log.jsonl", [str(uuid.uuid4()) for _ in range(2)]
+    before = time.time()
+    for prompt_id in ids:
+        with program("--log", str(log)) as (url, process):
+            await executed(url, prompt_id)
+            process.kill()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["prompt_id"] for line in lines] == ids
+    assert before <= lines[0]["at"] <= lines[1]["at"] <= time.time()
+
+
+async def executed(url: str, prompt_id: str) -> None:
+    """Have a prompt executed, and another one refused."""
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}/ws?clientId=me") as ws:
+        for graph, status in ((alone("Nothing"), 400), (picture(), 200)):
+            body = {"prompt": graph, "prompt_id": prompt_id, "client_id": "me"}
+            async with session.post(f"{url}/prompt", json=body) as answer:
+                assert answer.status == status
+        await heard(ws)
+
+
+async def test_a_log_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    sim = Sim(log=tmp_path / "no" / "folder")
+    with pytest.raises(FileNotFoundError):
+        await sim.start()
+    await sim.stop()
 
 
 def test_its_options_are_those_of_the_class() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from comfyflow import Job, JobEvent, JobResult, JobState, OutputFile, SavedFile
 from comfyflow.rows import batch_of
 from comfyflow.statements import statement_for
-from comfyflow.store import Added, Advanced, Alive, Entry, Worker, ending
+from comfyflow.store import Added, Advanced, Alive, Entry, Moved, Worker, ending
 
 JOB = Job("a", None, "client", "http://server", 1.0)
 FILE = SavedFile(OutputFile("2", "x.png"), Path("/out/x.png"), 3, "0" * 64, "image/png")
@@ -31,6 +32,7 @@ WORKING = "INSERT INTO run_workers"
         ([ALIVE, Added(JOB, "w")], {WORKING, INSERT}),
         ([RUNNING], {UPDATE}),
         ([RUNNING, Advanced("b", JobState.RUNNING)], {INSERT}),
+        ([Moved(JOB)], {UPDATE}),
         ([JobEvent("a", "note")], {LOGGED}),
         ([RUNNING, JobEvent("a", "note")], {UPDATE, LOGGED}),
         (ending(JOB, DONE), {UPDATE, LOGGED}),
@@ -45,4 +47,8 @@ def test_a_statement_has_the_parts_that_its_batch_needs(entries: Sequence[Entry]
 
 def test_the_longest_statement_is_one_that_asyncpg_keeps() -> None:
     """asyncpg 0.32 keeps prepared statements of up to 15 KiB (max_cacheable_statement_size)."""
-    assert len(statement_for(batch_of([ALIVE, Added(JOB), *ending(JOB, DONE, (FILE,))])).encode()) < 15 * 1024
+    other = replace(JOB, prompt_id="b")
+    assert (
+        len(statement_for(batch_of([ALIVE, Added(JOB), Moved(other), *ending(JOB, DONE, (FILE,))])).encode())
+        < 15 * 1024
+    )

@@ -29,7 +29,7 @@ from comfyflow import (
 from comfyflow.postgres import PostgresStore
 from comfyflow.rows import batch_of
 from comfyflow.statements import statement_for
-from comfyflow.store import RESUBMITTED, Added, Advanced, Alive, Worker, ending
+from comfyflow.store import RESUBMITTED, Accepted, Added, Advanced, Alive, Moved, Worker, ending
 
 
 @pytest.fixture(params=["memory", "postgresql"])
@@ -228,6 +228,67 @@ async def test_what_replaces_a_job_is_found_at_the_end_of_the_chain(store: Store
     assert record.job == third
     assert await store.successor("c") is None
     assert await store.successor("unknown") is None
+
+
+async def test_the_latest_of_a_chain_is_its_end_and_of_a_job_alone_itself(store: Store) -> None:
+    assert await store.latest("a") is None
+    await store.add(job("a"))
+    assert await store.latest("a") == await store.get("a")
+    await store.add(replace(job("b"), replaces="a", attempt=2))
+    await store.add(replace(job("c"), replaces="b", attempt=3))
+    await store.finish(job("c"), replace(DONE, prompt_id="c"), (FILE,))
+    record = await store.latest("a")
+    assert record == await store.successor("a") == await store.get("c")
+    assert record is not None and record.files == (FILE,) and len(record.events) == 1
+    assert await store.latest("c") == record and await store.successor("c") is None
+
+
+async def test_what_replaces_a_job_is_found_under_the_id_that_its_server_gave_it(store: Store) -> None:
+    await store.write(Added(job("a")), Added(replace(job("b"), replaces="a", attempt=2)))
+    await store.accepted(job("b"), "c")
+    record = await store.latest("a")
+    assert record is not None and record.job.prompt_id == "c"
+
+
+async def test_a_write_that_failed_leaves_no_trace_in_the_chain(store: Store) -> None:
+    await store.add(job("a"))
+    with pytest.raises(StoreError, match="no job unknown"):
+        new = replace(job("b"), replaces="a", attempt=2)
+        await store.write(Added(new), Accepted(new, "c"), JobEvent("unknown", "note"))
+    assert await store.successor("a") is None
+    assert [await store.get(prompt_id) for prompt_id in ("b", "c")] == [None, None]
+    await store.add(replace(job("d"), replaces="a", attempt=2))
+    assert (await store.latest("a") or job()) == await store.get("d")
+
+
+async def test_a_job_that_was_not_sent_goes_to_another_server(store: Store) -> None:
+    mine = job()
+    await store.write(Added(mine), JobEvent("a", "note"))
+    there = replace(mine, server="http://other", client_id="theirs")
+    for _ in range(2):
+        await store.write(Moved(there))
+        record = await known(store)
+        assert (record.job, record.state, len(record.events)) == (there, JobState.CREATED, 1)
+
+
+async def test_a_job_that_was_sent_stays_where_it_is(store: Store) -> None:
+    mine = job()
+    await store.write(Added(mine), Accepted(mine, "a"))
+    await store.write(Moved(replace(mine, server="http://other", client_id="theirs")), JobEvent("a", "note"))
+    record = await known(store)
+    assert (record.job, record.state, len(record.events)) == (mine, JobState.QUEUED, 1)
+
+
+async def test_a_job_that_nobody_knows_does_not_move(store: Store) -> None:
+    with pytest.raises(StoreError, match="no job a is recorded"):
+        await store.write(Moved(job()))
+
+
+async def test_a_job_is_added_where_it_moved_to_in_the_same_write(store: Store) -> None:
+    mine = job()
+    there = replace(mine, server="http://other", client_id="theirs")
+    await store.write(Added(mine), Moved(there))
+    assert (await known(store)).job == there
 
 
 @pytest.fixture

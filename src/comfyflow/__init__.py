@@ -1,5 +1,5 @@
-"""Run ComfyUI workflows from anywhere, dependably: `ComfyClient` for one server, `Runner` for a job's whole
-road.
+"""Run ComfyUI workflows from anywhere, dependably: `ComfyClient` for one server, `ServerPool` for several,
+`Runner` for a job's whole road.
 
 Nothing is imported before it is used: `comfyflow --help` needs none of it.
 """
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         JobLost,
         JobTimeout,
         KeyConflict,
+        NoServer,
+        NotRunnable,
         NotSupported,
         OutputUnavailable,
         PostgresMissing,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         WorkflowRejected,
     )
     from .journal import Journal
+    from .member import Health, ServerView
     from .models import (
         Ambiguous,
         JobFailure,
@@ -46,12 +49,14 @@ if TYPE_CHECKING:
         OutputFile,
         OutputText,
         PollSchedule,
+        PoolServer,
         Preview,
         SavedFile,
         Timeouts,
         UploadedFile,
     )
     from .outcome import RunResult
+    from .pool import ServerPool
     from .postgres import PostgresStore
     from .runner import Runner
     from .store import Holding, Job, JobEvent, JobRecord, MemoryStore, Store, Worker
@@ -68,6 +73,7 @@ __all__ = [
     "ComfyflowError",
     "DownloadError",
     "Embedded",
+    "Health",
     "Holding",
     "Job",
     "JobCancelled",
@@ -85,12 +91,15 @@ __all__ = [
     "KeyConflict",
     "MediaKind",
     "MemoryStore",
+    "NoServer",
+    "NotRunnable",
     "NotSupported",
     "OnLost",
     "OutputFile",
     "OutputText",
     "OutputUnavailable",
     "PollSchedule",
+    "PoolServer",
     "PostgresMissing",
     "PostgresStore",
     "Preview",
@@ -99,7 +108,9 @@ __all__ = [
     "Runner",
     "SavedFile",
     "ServerError",
+    "ServerPool",
     "ServerUnreachable",
+    "ServerView",
     "Store",
     "StoreError",
     "StoreUnavailable",
@@ -122,6 +133,7 @@ _HOME = {
     "ComfyflowError": "errors",
     "DownloadError": "errors",
     "Embedded": "embedded",
+    "Health": "member",
     "Holding": "store",
     "Job": "store",
     "JobCancelled": "errors",
@@ -139,12 +151,15 @@ _HOME = {
     "KeyConflict": "errors",
     "MediaKind": "models",
     "MemoryStore": "store",
+    "NoServer": "errors",
+    "NotRunnable": "errors",
     "NotSupported": "errors",
     "OnLost": "models",
     "OutputFile": "models",
     "OutputText": "models",
     "OutputUnavailable": "errors",
     "PollSchedule": "models",
+    "PoolServer": "models",
     "PostgresMissing": "errors",
     "PostgresStore": "postgres",
     "Preview": "models",
@@ -153,7 +168,9 @@ _HOME = {
     "Runner": "runner",
     "SavedFile": "models",
     "ServerError": "errors",
+    "ServerPool": "pool",
     "ServerUnreachable": "errors",
+    "ServerView": "member",
     "Store": "store",
     "StoreError": "errors",
     "StoreUnavailable": "errors",

@@ -518,10 +518,12 @@ class _translated:
             return
         never = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
         origin = str(self._url.with_user(None).origin())
-        raise ServerUnreachable(
+        unreachable = ServerUnreachable(
             f"{origin} does not answer ({_cause(error)}): is ComfyUI running there?",
             method=self._method, url=_shown(self._url), sent=self._sent or not never,
-        ) from error  # fmt: skip
+        )  # fmt: skip
+        unreachable.refused = isinstance(getattr(error, "os_error", error), ConnectionRefusedError)
+        raise unreachable from error
 
 
 @contextmanager

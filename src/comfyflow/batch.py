@@ -10,7 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,18 @@ from .workflow import Workflow
 
 KEY = "key"  # the column that names a row
 SEED = "seed"  # the target that stands for every seed of a workflow
+SEEDS = (SEED, "noise_seed")
+RANDOM = "random"
+FILE = ":file"  # how a target ends whose value is the path of a local file
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One job of a batch. `values` maps a target, as `Workflow.set` takes it, to what it is to be; `texts`
-    says that they are texts, to be read as the kind that the input has. `number` counts from one, `place`
-    tells people where the row stands. A row of a folder is a `file`."""
+    says that they are texts, to be read as the kind that the input has. `uploads` maps targets to local files
+    that the inputs are to name. `number` counts from one, `place` tells people where the row stands. A row of
+    a folder is a `file`."""
 
     number: int
     key: str | None
@@ -35,16 +39,18 @@ class Row:
     place: str
     texts: bool = False
     file: Path | None = None
+    uploads: Mapping[str, Path] = field(default_factory=dict)
 
 
-def jsonl_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
-    """Rows of JSON Lines: an object a line. `name` is for messages. Raises UsageError for a line that is
-    none."""
-    return _Rows(_numbered(lines), lambda number, part: _json_row(number, part[0], part[1], name))
+def jsonl_rows(lines: Iterable[str], name: str, folder: Path = Path()) -> Iterator[Row]:
+    """Rows of JSON Lines: an object a line. `name` is for messages, local files are relative to `folder`.
+    Raises UsageError for a line that is none."""
+    return _Rows(_numbered(lines), lambda number, part: _json_row(number, part[0], part[1], name, folder))
 
 
-def csv_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
-    """Rows of CSV whose first line names the targets; an empty cell leaves the input as it is.
+def csv_rows(lines: Iterable[str], name: str, folder: Path = Path()) -> Iterator[Row]:
+    """Rows of CSV whose first line names the targets; an empty cell leaves the input as it is. `name` is for
+    messages, local files are relative to `folder`.
 
     Raises UsageError for what is no such table, or a row with more cells than there are names.
     """
@@ -52,7 +58,7 @@ def csv_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
     header = _header(table, name)
     return _Rows(
         filter(None, _Table(table, name)),
-        lambda number, cells: _csv_row(number, cells, header, f"{name}, line {table.line_num}"),
+        lambda number, cells: _csv_row(number, cells, header, f"{name}, line {table.line_num}", folder),
     )
 
 
@@ -74,7 +80,7 @@ def matrix_rows(assignments: Sequence[str], read: Callable[[str], Iterable[str]]
         raise UsageError(f"{twice} has two lists of values: give it one")
     combined = _combined([values for _, values in sides])
     return (
-        Row(number, None, dict(zip(targets, values, strict=True)), None, _told(targets, values), texts=True)
+        _row(number, None, dict(zip(targets, values, strict=True)), _told(targets, values), texts=True)
         for number, values in enumerate(combined, 1)
     )
 
@@ -95,10 +101,27 @@ def workflow_of(row: Row, base: Workflow | None) -> Workflow:
     return workflow
 
 
+def with_uploads(workflow: Workflow, row: Row, references: Mapping[str, str]) -> Workflow:
+    """The workflow of a row, whose `uploads` are called so on a server. Raises WorkflowInvalid."""
+    try:
+        for target, reference in references.items():
+            workflow = workflow.set(target, reference)
+    except WorkflowInvalid as error:
+        raise WorkflowInvalid(error.reason, path=row.place) from error
+    return workflow
+
+
 def key_of(batch: str, row: Row, workflow: Workflow) -> str:
     """The idempotency key of a row: rows of a batch that compute the same are one job, unless they have keys
     of their own."""
     return f"batch:{batch}:{row.key if row.key is not None else workflow.digest}"
+
+
+def upload_name(digest: str, path: Path) -> str:
+    """What a local file is called on a server: made of the `digest` of its content (hexadecimal), so that
+    no job changes what another one reads."""
+    suffix = re.sub(r"[^a-z0-9.]", "", path.suffix.lower())[:10]
+    return f"comfyflow-{digest[:32]}{suffix}"
 
 
 class _Rows:
@@ -142,7 +165,21 @@ def _with_ends(lines: Iterable[str]) -> Iterator[str]:
     return (line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
-def _json_row(number: int, line: int, text: str, name: str) -> Row:
+def _row(
+    number: int, key: str | None, given: Mapping[str, Any], place: str, folder: Path = Path(), *, texts: bool
+) -> Row:
+    """Tell files from values."""
+    uploads: dict[str, Path] = {}
+    for target, path in given.items():
+        if target.endswith(FILE) and not (isinstance(path, str) and path):
+            raise UsageError(f"{place}: {target} wants the path of a file, not {json.dumps(path)}")
+        if target.endswith(FILE):
+            uploads[target.removesuffix(FILE)] = folder / path
+    values = {target: value for target, value in given.items() if not target.endswith(FILE)}
+    return Row(number, key, values, None, place, texts=texts, uploads=uploads)
+
+
+def _json_row(number: int, line: int, text: str, name: str, folder: Path) -> Row:
     place = f"{name}, line {line}"
     try:
         values = json.loads(text)
@@ -154,7 +191,7 @@ def _json_row(number: int, line: int, text: str, name: str) -> Row:
     key = values.pop(KEY, None)
     if key is not None and (isinstance(key, bool) or not isinstance(key, str | int) or key == ""):
         raise UsageError(f"{place}: the key of a row is a text or a whole number, not {json.dumps(key)}")
-    return Row(number, None if key is None else str(key), values, None, place)
+    return _row(number, None if key is None else str(key), values, place, folder, texts=False)
 
 
 def _header(table: Iterator[list[str]], name: str) -> list[str]:
@@ -169,12 +206,12 @@ def _header(table: Iterator[list[str]], name: str) -> list[str]:
     return header
 
 
-def _csv_row(number: int, cells: list[str], header: list[str], place: str) -> Row:
+def _csv_row(number: int, cells: list[str], header: list[str], place: str, folder: Path) -> Row:
     if len(cells) > len(header):
         more = f"{len(cells)} cells under {len(header)} names"
         raise UsageError(f'{place}: there are {more}: a text with a comma in it needs quotes ("a, b")')
     values = {name: cell for name, cell in zip(header, cells, strict=False) if cell != ""}
-    return Row(number, values.pop(KEY, None), values, None, place, texts=True)
+    return _row(number, values.pop(KEY, None), values, place, folder, texts=True)
 
 
 def _side(assignment: str, read: Callable[[str], Iterable[str]]) -> tuple[str, Sequence[Any]]:
@@ -218,6 +255,8 @@ def _told(targets: Sequence[str], values: Sequence[Any]) -> str:
 
 
 def _with(workflow: Workflow, target: str, value: Any, texts: bool) -> Workflow:
+    if value == RANDOM and target.rpartition(".")[2] in SEEDS:
+        raise WorkflowInvalid("a random seed makes another job each time that the batch runs: write numbers")
     if target == SEED:
         return workflow.seed(_seed(value))
     return workflow.set_text(f"{target}={value}") if texts else workflow.set(target, value)

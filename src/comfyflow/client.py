@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl as tls
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,7 @@ from .errors import (
     error_of,
 )
 from .follow import Follower
+from .inputs import Brought, Inputs
 from .link import Link
 from .look import Looker
 from .models import (
@@ -103,12 +104,17 @@ class ComfyClient:
         self._answered = False  # it has been seen to be a ComfyUI
         self._found: Path | None = None  # the folder that took a file last
         self._titles: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+        self._brought = Brought(Inputs(), self._put)
 
     async def __aenter__(self) -> Self:
         link = self._link if self._websocket else None
         self._follower = Follower(self._looker, link, self._poll, self.timeout, previews=self._previews)
         self._follower.start()
         return self
+
+    def share(self, inputs: Inputs) -> None:
+        """Know the files that the other servers of a pool know."""
+        self._brought = Brought(inputs, self._put)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -124,6 +130,42 @@ class ComfyClient:
     def source(self) -> download.Source:
         """Where this server's files are read from."""
         return self._api
+
+    @property
+    def follower(self) -> Follower:
+        """What is known of the jobs in flight. Raises RuntimeError outside of `async with`."""
+        return self._following()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where its jobs are recorded to be: at this server."""
+        return (str(self.server),)
+
+    async def of(self, prompt_id: str, server: str | None = None) -> ComfyClient:
+        """The client that a job belongs to: this one. A pool has several."""
+        return self
+
+    @asynccontextmanager
+    async def placed(
+        self, workflow: Workflow | Mapping[str, Any], *, besides: Collection[str] = ()
+    ) -> AsyncIterator[ComfyClient]:
+        """Where to send a workflow: here. A pool chooses, and waits for room."""
+        yield self
+
+    def departed(self, server: str) -> bool:
+        """Whether a server's process is known to have ended. Only a pool watches over that."""
+        return False
+
+    def while_there(self, server: str) -> AbstractContextManager[None]:
+        """The block ends when a server is gone. Only a pool watches over that."""
+        return nullcontext()
+
+    def suspect(self, server: str) -> None:
+        """A request to a server had no answer. Only a pool does something about it."""
+
+    async def ready(self) -> None:
+        """Find out whether there is a ComfyUI. Raises ServerError."""
+        await self._api.remaining()
 
     # -- jobs --
 
@@ -169,6 +211,7 @@ class ComfyClient:
         async with self._alone(job):
             if idempotency_key is not None and await self.remembers(graph, idempotency_key):
                 return job
+            await self._bring(graph)
             submission = await self._send(
                 body, self._shared_titles(graph), maybe_sent=maybe_sent, before_send=before_send
             )
@@ -308,6 +351,15 @@ class ComfyClient:
         data = await anyio.Path(path).read_bytes()
         return await self._api.upload(data, name or path.name, fields)
 
+    async def input_file(self, source: Path | str | bytes, *, name: str | None = None) -> str:
+        """The name to put into a workflow for a local file of any kind, e.g. for LoadImage.
+
+        It is made of the content (and of the suffix, for bytes that of `name`), and the file is put onto the
+        server before the first job that names it, once: no job changes what another one reads. Raises
+        UsageError when it cannot be read.
+        """
+        return await self._brought.inputs.add(source, name)
+
     # -- the server --
 
     async def queue(self) -> protocol.QueueView:
@@ -354,10 +406,15 @@ class ComfyClient:
             headers=self.server.headers,
             hello=protocol.feature_flags(),
             on_frame=follower.on_frame,
-            on_live=follower.on_live,
+            on_live=self._on_live,
             connect_timeout=self.timeout.connect,
             ssl=self._ssl,
         )
+
+    def _on_live(self, live: bool) -> None:
+        self._following().on_live(live)
+        if not live:
+            self._brought.forget()
 
     async def _ask(self, tracker: Tracker, *, force: bool) -> ServerError | None:
         """Ask the server to end a job. Returns why it may not have heard that; raises what will not pass."""
@@ -380,6 +437,16 @@ class ComfyClient:
         except JobTimeout:  # one that comes before its time tells of the silence
             if anyio.current_time() < again or anyio.current_time() >= deadline:
                 raise
+
+    async def _put(self, data: bytes, name: str) -> str:
+        return (await self.upload_image(data, name=name)).reference
+
+    async def _bring(self, graph: Workflow) -> None:
+        try:
+            await self._brought.bring(graph)
+        except ServerUnreachable as error:
+            error.sent = False  # a file, not the job
+            raise
 
     async def _meet(self) -> None:
         """Find out whether there is a ComfyUI at all, before anything is sent: then nothing is left in
@@ -428,6 +495,7 @@ class ComfyClient:
                 ambiguous=self.ambiguous,
                 maybe_sent=maybe_sent,
                 before_send=before_send,
+                departed=follower.is_gone,
             )
         except BaseException:
             follower.forget(tracker.prompt_id)

@@ -4,9 +4,11 @@ ComfyflowError
 ├─ WorkflowInvalid            .path .reason                 a fault seen without a server
 ├─ ServerError                .method .url
 │  ├─ ServerUnreachable       refused, timed out, reset
+│  │  └─ NoServer             .any_up                     nobody in the pool that could run it
 │  ├─ BadAnswer               .status .body                 it answered, but not as ComfyUI does
 │  ├─ NotSupported            this server cannot do that
 │  └─ WorkflowRejected        .error .node_errors
+│     └─ NotRunnable          .missing                    no server of the pool has what it needs
 ├─ JobError                   .prompt_id .view
 │  ├─ JobFailed               .node_id .node_type .message .traceback
 │  ├─ JobCancelled
@@ -26,7 +28,7 @@ parse text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +75,19 @@ class ServerError(ComfyflowError):
 class ServerUnreachable(ServerError):
     """No answer. `sent` tells whether the server may have read the request all the same."""
 
+    refused: bool = False  # the machine answered that nobody listens there: the process has ended
+
     def __init__(self, message: str, *, method: str, url: str, sent: bool = False) -> None:
         super().__init__(message, method=method, url=url)
         self.sent = sent
+
+
+class NoServer(ServerUnreachable):
+    """No server of the pool that could run the workflow answers. `any_up`: another one does."""
+
+    def __init__(self, message: str, *, url: str, any_up: bool) -> None:
+        super().__init__(message, method="POST", url=url)
+        self.any_up = any_up
 
 
 class BadAnswer(ServerError):
@@ -109,6 +121,14 @@ class WorkflowRejected(ServerError):
     ) -> None:
         super().__init__(message, method=method, url=url)
         self.error, self.node_errors, self.accepted = error, node_errors, accepted
+
+
+class NotRunnable(WorkflowRejected):
+    """No server of the pool has what the workflow names. `missing` tells for each server what that is."""
+
+    def __init__(self, message: str, *, url: str, missing: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(message, method="POST", url=url, error={}, node_errors={})
+        self.missing = missing
 
 
 class JobError(ComfyflowError):

@@ -18,12 +18,12 @@ import anyio
 
 from . import protocol
 from .errors import BadAnswer, JobTimeout, ServerError, ServerUnreachable
-from .events import JobEvent, Started, Status
+from .events import Absent, JobEvent, Started, Status
 from .link import Link
 from .look import Looker
 from .models import JobState, JobView, PollSchedule, Timeouts
 from .roster import Roster
-from .tracker import Tracker
+from .tracker import ABSENCES, Tracker
 
 MAX_LOOKS = 8  # at once; ComfyUI answers them one after another anyway
 KEPT = 1000  # ended jobs that are remembered for a later `wait`; after that a look asks the server again
@@ -50,6 +50,9 @@ class Follower:
         self._kicked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._unreachable: ServerError | None = None
+        self._gone = False
+        self.on_change: Callable[[], None] = lambda: None  # a job less, the socket, the queue's length
+        self.on_end: Callable[[Tracker], None] = lambda tracker: None
 
     # -- life --
 
@@ -91,6 +94,7 @@ class Follower:
             self._changed(tracker)
         elif isinstance(event, Status):
             self._count(event.queue_remaining)
+            self.on_change()
         if isinstance(event, Started):  # a later job that starts may show that an earlier one has ended
             self._kick()
 
@@ -104,6 +108,7 @@ class Follower:
         """The socket opened or was lost."""
         self.roster.socket(live, self.clock())
         self._kick()
+        self.on_change()
 
     def _count(self, remaining: int) -> None:
         for prompt_id in self._views:
@@ -163,7 +168,29 @@ class Follower:
             tracker.look_at(self.clock())
             self.add(tracker)
             self._attached.add(prompt_id)
+            if self._gone:
+                self._lose(tracker)
         return tracker
+
+    def is_gone(self) -> bool:
+        """Whether the server's process has ended."""
+        return self._gone
+
+    def gone(self, gone: bool) -> None:
+        """The server's process has ended, and with it its queue, which it keeps in memory: whatever it had of
+        ours is lost, files that were not fetched too. Or it is back."""
+        self._gone = gone
+        if gone:
+            self._ended.clear()
+            for tracker in self.roster.trackers():
+                on_its_way = tracker.state is JobState.SUBMITTED and tracker.prompt_id not in self._attached
+                if not on_its_way:
+                    self._lose(tracker)
+
+    def _lose(self, tracker: Tracker) -> None:
+        for _ in range(ABSENCES):
+            self.roster.feed(Absent(tracker.prompt_id), self.clock())
+        self._changed(tracker)
 
     @contextmanager
     def holding(self, prompt_id: str) -> Iterator[None]:
@@ -177,6 +204,7 @@ class Follower:
         self.roster.drop(prompt_id)
         self._attached.discard(prompt_id)
         self._wake(prompt_id)
+        self.on_change()
 
     def add(self, tracker: Tracker) -> None:
         """Follow a job."""
@@ -297,6 +325,7 @@ class Follower:
         if tracker.result is not None:
             self.forget(prompt_id)
             self._ended[prompt_id] = tracker
+            self.on_end(tracker)
             if len(self._ended) > KEPT:
                 self._ended.popitem(last=False)
             for woken in self._ends.get(prompt_id, ()):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import anyio
 
@@ -109,27 +111,39 @@ class Lease:
         (self._mine.add if taken else self._mine.discard)(job.prompt_id)
         return taken
 
-    async def claim(self, server: str, limit: int, *, besides: Collection[str]) -> list[JobRecord]:
-        """Hold up to `limit` jobs of this server that nobody alive works on, `besides` those. Raises
+    async def claim(
+        self, servers: Collection[str], limit: int, *, besides: Collection[str]
+    ) -> list[JobRecord]:
+        """Hold up to `limit` jobs of these servers that nobody alive works on, `besides` those. Raises
         StoreError."""
         await self._renew()
-        busy, dead = {*self._busy, *besides}, await self._dead(server)
-        found = await self._store.claim(self.worker, server, limit=limit, busy=busy, dead=dead)
+        found: list[JobRecord] = []
+        for server in servers:
+            if len(found) == limit:
+                break
+            busy, dead = {*self._busy, *besides}, await self._dead(server)
+            room = limit - len(found)
+            found += await self._store.claim(self.worker, server, limit=room, busy=busy, dead=dead)
         self._mine.update(record.job.prompt_id for record in found)
         return found
 
-    async def others(self, server: str) -> list[Holding]:
-        """Who else holds jobs of this server that have no outcome. Raises StoreError."""
-        return [held for held in await self._store.holders(server) if held.worker.id != self.worker.id]
+    async def others(self, servers: Collection[str]) -> list[Holding]:
+        """Who else holds jobs of these servers that have no outcome. Raises StoreError."""
+        found = [held for server in servers for held in await self._store.holders(server)]
+        jobs = Counter[str]()
+        for held in found:
+            jobs[held.worker.id] += held.jobs
+        by_id = {held.worker.id: held for held in found if held.worker.id != self.worker.id}
+        return [replace(held, jobs=jobs[worker]) for worker, held in by_id.items()]
 
-    async def more(self, server: str) -> bool:
+    async def more(self, servers: Collection[str]) -> bool:
         """Wait until a job that somebody else holds comes free, or all of them have shown that they live.
 
         That takes one lease at most: whoever lives renews it three times in that time. Raises StoreError.
         """
         first: dict[str, float] = {}
         while True:
-            held, now = await self.others(server), time.monotonic()
+            held, now = await self.others(servers), time.monotonic()
             if any(one.left <= 0 or is_dead(one.worker) for one in held):
                 return True
             ends = {one.worker.id: now + one.left for one in held}

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import anyio
 
 from . import errors as e
-from .batch import Row, key_of, workflow_of
+from .batch import Row, key_of, with_uploads, workflow_of
 from .exits import ExitCode, exit_code
 from .models import JobState, SavedFile
 from .outcome import RunResult
@@ -72,7 +72,7 @@ class Policy:
     def may_help(self, error: e.ComfyflowError) -> bool:
         """Whether trying again may bring another end."""
         match error:
-            case e.JobFailed() | e.OutputUnavailable():
+            case e.JobFailed():
                 return self.retry_failed
             case e.JobLost():
                 return error.view.result is not None  # not when it belongs to another server
@@ -231,7 +231,7 @@ class Batch:
 
     async def _ended(self, row: Row) -> RowResult:
         try:
-            workflow = workflow_of(row, self._base)
+            workflow = await self._workflow(row)
             key = key_of(self.name, row, workflow)
         except e.ComfyflowError as error:
             return RowResult(row, error=error)
@@ -247,6 +247,14 @@ class Batch:
                 pause = min(policy.pause * PAUSE_FACTOR ** (attempt - 1), PAUSE_CEILING)
                 log.info("%s is tried again in %g s: %s", row.place, pause, error)
             await anyio.sleep(pause)
+
+    async def _workflow(self, row: Row) -> Workflow:
+        workflow = workflow_of(row, self._base)
+        if not row.uploads:
+            return workflow
+        client = self._runner.client
+        names = {target: await client.input_file(path) for target, path in row.uploads.items()}
+        return with_uploads(workflow, row, names)
 
     def _reason(self, error: e.ComfyflowError) -> str | None:
         """Why no further row is begun after this one."""
@@ -290,4 +298,6 @@ def _concerns_all(error: e.ComfyflowError) -> bool:
     match error:
         case e.BadAnswer():
             return error.status in GATEWAYS | CLOSED
+        case e.NoServer():
+            return not error.any_up  # the others run what they can
     return isinstance(error, e.ServerUnreachable | e.NotSupported | e.StoreUnavailable)

@@ -87,6 +87,7 @@ class OutputFile:
     type: str = "output"
     key: str = "images"  # the list it stood in; community nodes use any name
     reused: bool = False  # the node was answered from ComfyUI's cache: an earlier job made the file
+    server: str | None = field(default=None, compare=False, repr=False)  # whose it is, from a pool
 
     @property
     def kind(self) -> MediaKind:
@@ -211,6 +212,16 @@ class Timeouts:
     answer: float | None = 60.0
     silence: float | None = 1800.0
     total: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolServer:
+    """A server of a pool. It gets a share of the jobs by its `weight`, none with weight 0, and at most
+    `ahead` of ours wait in its own queue (None: as many as the pool says)."""
+
+    url: str = field(repr=False)  # may hold a password
+    weight: float = 1.0
+    ahead: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,7 +253,7 @@ class Part:
         if final is None:
             raise FileExistsError(errno.EEXIST, "there are too many files of this name")
         self._close()  # not before: what is closed belongs to the next sweep
-        _sync_folder(self.folder)
+        _names_in(self.folder).sync(self.folder)
         self._over = True
         return SavedFile(
             self.output, final, self.size, self._sha256.hexdigest(),
@@ -400,14 +400,32 @@ def _inside(folder: Path, output: OutputFile) -> Path | None:
         return None
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable. Windows and some network drives cannot do that for a folder."""
-    with suppress(OSError):
-        file = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+class _Names:
+    """Makes new names in one folder durable. Who comes while that is being done waits for the next time, and
+    all who wait share it: fsync is more than half of what a small file costs."""
+
+    def __init__(self) -> None:
+        self._begun, self._turn = 0, threading.Lock()
+
+    def sync(self, folder: Path) -> None:
+        """Return when every name that is there now is on the disk. Windows and some network drives cannot do
+        that for a folder."""
+        before = self._begun
+        with self._turn:
+            if self._begun > before:
+                return  # somebody has begun, and ended, since we came
+            self._begun += 1
+            with suppress(OSError):
+                file = os.open(folder, os.O_RDONLY)
+                try:
+                    os.fsync(file)
+                finally:
+                    os.close(file)
+
+
+@functools.lru_cache(maxsize=64)
+def _names_in(folder: Path) -> _Names:
+    return _Names()
 
 
 _REASONS = {

@@ -7,10 +7,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import chain
-from operator import itemgetter
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
 
@@ -21,6 +18,7 @@ from . import contents, migrations
 from .database import Connections, translated
 from .dsn import Database
 from .errors import StoreError, StoreUnavailable
+from .gather import Gathering, Refused
 from .journal import Draining, Journal
 from .rows import Batch, Row, batch_of, cleaned, job_of, kept_file, record_of
 from .shield import to_the_end
@@ -30,6 +28,7 @@ from .statements import (
     GET,
     HOLD,
     HOLDERS,
+    LATEST,
     ONE,
     RENAME,
     RENEW,
@@ -47,8 +46,6 @@ log = logging.getLogger(__name__)
 REPLACED_ONCE, REPLACES_A_RUN = "workflow_runs_replaced_once", "workflow_runs_replaces_a_run"  # sql/0002
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # s between two attempts to reach a database that is away
 DISK = 60.0  # s that the journal's disk gets
-LANES, GROUP = 2, 20  # statements under way at once, and writes in one of them
-LOAD = 2000  # nodes of graphs in one of them, unless one alone has more: nothing else runs while JSON is made
 _OF_THE_DATA = (  # what the database will refuse again and again
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
@@ -56,38 +53,8 @@ _OF_THE_DATA = (  # what the database will refuse again and again
 )
 
 
-class _Refused(StoreError):
-    """The fault is in what was to be written: no database will ever take it."""
-
-
-class _Replaced(_Refused):
+class _Replaced(Refused):
     """Somebody else has sent this lost job again already. Nothing is lost by that: the row is there."""
-
-
-@dataclass(slots=True)
-class _Group:
-    """Writes of several callers that go to the database as one. `done` says False when that did not work out
-    and each has to go on its own."""
-
-    batches: list[Batch]
-    done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-    def takes(self, batch: Batch) -> bool:
-        """Neither too much, nor one job twice: what two callers say of it may not fit together."""
-        runs = [run for one in self.batches for run in one.runs]
-        load = sum(len(run.get("graph") or ()) for run in (*runs, *batch.runs))
-        mine = {run["prompt_id"] for run in runs}
-        fits = len(self.batches) < GROUP and load <= LOAD
-        return fits and mine.isdisjoint(run["prompt_id"] for run in batch.runs)
-
-    def merged(self) -> Batch:
-        if len(self.batches) == 1:
-            return self.batches[0]
-        runs = sorted(chain(*(one.runs for one in self.batches)), key=itemgetter("prompt_id"))
-        assets = chain(*(one.assets for one in self.batches))
-        events = chain(*(one.events for one in self.batches))
-        workers = chain(*(one.workers for one in self.batches))
-        return Batch(tuple(runs), tuple(assets), tuple(events), workers=tuple(workers))
 
 
 class PostgresStore(Store):
@@ -116,10 +83,9 @@ class PostgresStore(Store):
         self._content_limit = content_limit
         self._ready = self._closed = False
         self._preparing, self._draining = asyncio.Lock(), asyncio.Lock()
-        self._lanes = asyncio.Semaphore(LANES)
+        self._gathering = Gathering(self._send)
         # Bytes take their time, or wait for others who store the same: most connections are for rows.
         self._loaders = asyncio.Semaphore(max(1, connections.limits.max_size // 4))
-        self._gathering: _Group | None = None
         self._held: list[Entry] = []
         self._timer: asyncio.Task[None] | None = None
         # While the journal holds something of ours, whatever follows goes there too: the order stays.
@@ -282,7 +248,7 @@ class PostgresStore(Store):
             await self._record(batch)
         except _Replaced:
             raise
-        except _Refused as error:
+        except Refused as error:
             if self._journal is not None and batch.ends:
                 await self._on_disk(self._journal.put_aside, batch, self._target, str(error))
             raise
@@ -290,7 +256,7 @@ class PostgresStore(Store):
     async def _written_together(self, entries: list[Entry]) -> bool:
         try:
             await self._record(batch_of(entries))
-        except _Refused:
+        except Refused:
             return False
         return True
 
@@ -299,7 +265,7 @@ class PostgresStore(Store):
         while held:
             try:
                 await self._record(batch_of(held[:1]))
-            except _Refused as error:
+            except Refused as error:
                 log.warning("not recorded: %s", error)
             del held[0]
 
@@ -323,7 +289,7 @@ class PostgresStore(Store):
             if not await self._caught_up():
                 return False
             await self._attempt(batch)
-        except _Refused:
+        except Refused:
             raise
         except StoreError as error:
             self._note(error)
@@ -380,33 +346,7 @@ class PostgresStore(Store):
             await self._prepare()
         if not batch.runs and not batch.workers:
             return
-        group = self._gathering
-        if batch.renames:
-            await self._send(batch)
-        elif group is None or not group.takes(batch):
-            await self._lead(batch)
-        else:
-            group.batches.append(batch)
-            if not await asyncio.shield(group.done):
-                await self._send(batch)
-
-    async def _lead(self, batch: Batch) -> None:
-        """The first of a group sends it, as soon as there is a lane free."""
-        group = self._gathering = _Group([batch])
-        try:
-            async with self._lanes:
-                self._gathering = None if self._gathering is group else self._gathering
-                await self._send(group.merged())
-            group.done.set_result(True)
-        except _Refused:
-            if len(group.batches) == 1:
-                raise
-            group.done.set_result(False)
-            await self._send(batch)
-        finally:
-            self._gathering = None if self._gathering is group else self._gathering
-            if not group.done.done():
-                group.done.set_result(False)
+        await self._gathering.commit(batch)
 
     async def _send(self, batch: Batch) -> None:
         statement, text = statement_for(batch), batch.to_json()
@@ -507,7 +447,7 @@ class PostgresStore(Store):
                 count += 1
             except _Replaced as error:
                 log.info("not written: %s", error)
-            except _Refused as error:
+            except Refused as error:
                 await self._on_disk(draining.refuse, str(error))
         return count
 
@@ -528,7 +468,10 @@ class PostgresStore(Store):
     async def get(self, prompt_id: str) -> JobRecord | None:
         """See Store. What waits in the journal for this database is written first. Raises StoreError."""
         await self.settle()
-        rows = await self.connections.fetch(GET, cleaned(prompt_id))
+        return await self._asked(GET, prompt_id)
+
+    async def _asked(self, question: str, prompt_id: str) -> JobRecord | None:
+        rows = await self.connections.fetch(question, cleaned(prompt_id))
         if not rows:
             return None
         (row,) = rows
@@ -578,8 +521,12 @@ class PostgresStore(Store):
     async def successor(self, prompt_id: str) -> JobRecord | None:
         """See Store. What waits in the journal for this database is written first."""
         await self.settle(wait=self._patience)
-        rows = await self.connections.fetch(SUCCESSOR, cleaned(prompt_id))
-        return await self.get(rows[0]["prompt_id"]) if rows else None
+        return await self._asked(SUCCESSOR, prompt_id)
+
+    async def latest(self, prompt_id: str) -> JobRecord | None:
+        """See Store. What waits in the journal for this database is written first. One round trip."""
+        await self.settle(wait=self._patience)
+        return await self._asked(LATEST, prompt_id)
 
     async def _hold(
         self, worker: Worker, dead: Collection[str], choose: str, *arguments: object
@@ -613,19 +560,19 @@ class PostgresStore(Store):
 def _check(wrong: list[Any]) -> None:
     for prompt_id, unknown in wrong:
         if unknown:
-            raise _Refused(f"no job {prompt_id} is recorded: add it first")
-        raise _Refused(f"there is already another job {prompt_id}: use a new prompt id")
+            raise Refused(f"no job {prompt_id} is recorded: add it first")
+        raise Refused(f"there is already another job {prompt_id}: use a new prompt id")
 
 
-def _refusal(error: Exception, batch: Batch, database: Database) -> _Refused:
+def _refusal(error: Exception, batch: Batch, database: Database) -> Refused:
     """What it means that no database will take this."""
     before = " or ".join(run["replaces"] for run in batch.runs if "replaces" in run)
     rule = getattr(error, "constraint_name", None)
     if rule == REPLACED_ONCE:
         return _Replaced(f"job {before} was already replaced by another one: look at that one")
     if rule == REPLACES_A_RUN:
-        return _Refused(f"no job {before} is recorded: add it first")
-    return _Refused(str(translated(error, database)))
+        return Refused(f"no job {before} is recorded: add it first")
+    return Refused(str(translated(error, database)))
 
 
 def _decoded(row: Any) -> Row:

@@ -62,7 +62,7 @@ class Query:
 @dataclass(frozen=True, slots=True)
 class RunFilter:
     """Which jobs. `text`: words of the prompt, as for a web search ("two words", or, -not). `digest`: the
-    workflow's digest or its beginning. At most `limit` jobs, None for all."""
+    workflow's digest or its beginning. `batch`: the name of one. At most `limit` jobs, None for all."""
 
     state: JobState | None = None
     since: float | None = None
@@ -71,12 +71,13 @@ class RunFilter:
     digest: str | None = None
     server: str | None = None
     limit: int | None = 50
+    batch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AssetFilter:
     """Which files. `text` as in RunFilter. `model`: the name of the file, its suffix may be left out.
-    `node`: id or title. At most `limit` files, None for all."""
+    `node`: id or title. `batch`: the name of one. At most `limit` files, None for all."""
 
     text: str | None = None
     seed: int | None = None
@@ -87,6 +88,7 @@ class AssetFilter:
     prompt_id: str | None = None
     sha256: str | None = None
     limit: int | None = 50
+    batch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +227,13 @@ def runs_query(wanted: RunFilter) -> Query:
     if wanted.digest is not None:
         _by_digest(found, wanted.digest.strip().lower())
     found.add("r.server = {}", wanted.server)
+    if wanted.batch is not None:
+        found.clauses.append(_of_batch(found, "r", wanted.batch))
     sql = (
         f"SELECT {RUN_COLUMNS} FROM workflow_runs AS r{found.where}"
         f" ORDER BY r.created_at DESC, r.prompt_id{_limit(found, wanted.limit)}"
     )
-    return Query(sql, tuple(found.args), _any(wanted.text, wanted.digest, wanted.server))
+    return Query(sql, tuple(found.args), _any(wanted.text, wanted.digest, wanted.server, wanted.batch))
 
 
 def run_query(prompt_id: str) -> Query:
@@ -253,13 +257,16 @@ def assets_query(wanted: AssetFilter, *, after: tuple[str | None, Any] | None = 
     _between(found, "a.created_at", wanted.since, wanted.until)
     found.add("a.prompt_id = {}", wanted.prompt_id)
     found.add("a.metadata ->> 'sha256' = {}", wanted.sha256)
+    if wanted.batch is not None:
+        jobs = f"SELECT b.prompt_id FROM workflow_runs AS b WHERE {_of_batch(found, 'b', wanted.batch)}"
+        found.clauses.append(f"a.prompt_id IN ({jobs})")
     if after is not None:
         _follow(found, *after)
     sql = (
         f"SELECT {ASSET_COLUMNS} FROM generated_assets AS a{found.where}"
         f" ORDER BY a.created_at DESC, a.id DESC{_limit(found, wanted.limit)}"
     )
-    return Query(sql, tuple(found.args), _any(wanted.text, wanted.model, wanted.node))
+    return Query(sql, tuple(found.args), _any(wanted.text, wanted.model, wanted.node, wanted.batch))
 
 
 def events_query(prompt_id: str) -> Query:
@@ -353,6 +360,14 @@ def _by_digest(found: _Conditions, digest: str) -> None:
     else:  # a range: LIKE uses the index under the collation "C" only
         found.add("r.digest >= {}", digest)
         found.add("r.digest < {}", digest + "g")
+
+
+def _of_batch(found: _Conditions, alias: str, batch: str) -> str:
+    """The jobs whose keys begin as `batch.key_of` makes them, by the index of sql/0004_batches.sql: its order
+    is that of bytes, whatever the collation."""
+    begin = f"batch:{batch}"
+    first, end = found.parameter(f"{begin}:"), found.parameter(f"{begin};")  # the next one after ":"
+    return f"{alias}.key ~>=~ {first} AND {alias}.key ~<~ {end}"
 
 
 def _follow(found: _Conditions, page_at: str | None, row_id: Any) -> None:

@@ -101,6 +101,10 @@ class Forgiving(Store):
         """See Store."""
         return await self.inner.successor(prompt_id)
 
+    async def latest(self, prompt_id: str) -> JobRecord | None:
+        """See Store."""
+        return await self.inner.latest(prompt_id)
+
     async def close(self) -> None:
         """Write what was held back, and close what has to be closed."""
         if isinstance(self.inner, PostgresStore):

@@ -298,10 +298,7 @@ def health_document(url: str, stats: Mapping[str, Any], running: int, waiting: i
 
 def health_lines(document: Mapping[str, Any]) -> list[str]:
     """The same for people; memory in GiB."""
-    devices = [
-        f"device: {device['name']}, {_gib(device['vram_free'])} of {_gib(device['vram_total'])} free"
-        for device in document["devices"]
-    ]
+    devices = [f"device: {device['name']}, {memory_text(device)} free" for device in document["devices"]]
     lines = [
         f"server: {document['server']}",
         f"version: ComfyUI {document['version'] or 'unknown'}",
@@ -309,6 +306,11 @@ def health_lines(document: Mapping[str, Any]) -> list[str]:
         f"queue: {document['running']} running, {document['waiting']} waiting",
     ]
     return [printable(line) for line in lines]
+
+
+def memory_text(device: Mapping[str, Any]) -> str:
+    """The memory of a device that is free, of what it has."""
+    return f"{_gib(device['vram_free'])} of {_gib(device['vram_total'])}"
 
 
 def _gib(size: object) -> str:

@@ -46,6 +46,10 @@ class Roster:
         """The tracker of a job in flight."""
         return self._trackers.get(prompt_id)
 
+    def trackers(self) -> list[Tracker]:
+        """All jobs in flight."""
+        return list(self._trackers.values())
+
     def add(self, tracker: Tracker, now: float) -> None:
         """Follow a job. It is looked at only once it was accepted (or `look_at` was called on it)."""
         if not self._trackers:

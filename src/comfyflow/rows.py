@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -29,6 +30,7 @@ from .store import (
     JobEvent,
     JobRecord,
     Kept,
+    Moved,
     Worker,
     outcome_id,
 )
@@ -37,6 +39,7 @@ from .workflow import Workflow
 
 Row = Mapping[str, Any]
 
+_CANONICAL = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # as uuid makes them
 _UNSTORABLE = {0: "\ufffd"} | dict.fromkeys(
     range(0xD800, 0xE000), "\ufffd"
 )  # by text and jsonb of PostgreSQL
@@ -178,6 +181,8 @@ class _Fold:
                 self.workers.append(worker_row(worker, seconds))
             case Added(job, worker):
                 self._add(job, worker)
+            case Moved(job):
+                self._move(job)
             case Accepted(job, prompt_id, at):
                 self._accept(cleaned(job.prompt_id), cleaned(prompt_id), at)
             case Advanced(prompt_id, state, at):
@@ -190,6 +195,10 @@ class _Fold:
                 self.contents.append(msgspec.to_builtins(file, enc_hook=str))
             case _:
                 assert_never(entry)
+
+    def _move(self, job: Job) -> None:
+        run = self._run(job.prompt_id)
+        run |= {"moves": True, "client_id": job.client_id, "server": job.server}
 
     def _run(self, prompt_id: str) -> dict[str, Any]:
         key = cleaned(prompt_id)
@@ -254,6 +263,8 @@ def _outcome_of(result: JobResult) -> dict[str, Any]:
     told = msgspec.to_builtins(result)
     failure = told.pop("failure") if result.state is not JobState.SUCCEEDED else None
     outcome = {name: told[name] for name in _OUTCOME}
+    for output in outcome["outputs"]:
+        del output["server"]  # that of the job
     return {"outcome": outcome, "error": failure, "execution_seconds": _seconds(result)}
 
 
@@ -314,6 +325,8 @@ def _metadata(file: SavedFile, workflow: Workflow | None, known: dict[str, Any])
 
 
 def _uuid(text: str) -> str:
+    if _CANONICAL.fullmatch(text):
+        return text
     try:
         return str(UUID(text))
     except ValueError:  # a caller's own id

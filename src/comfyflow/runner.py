@@ -5,25 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     Awaitable,
     Callable,
     Collection,
-    Coroutine,
     Iterable,
     Mapping,
 )
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from functools import partial
 from math import inf, isinf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
-from uuid import NAMESPACE_URL, uuid4, uuid5
-from weakref import WeakValueDictionary
 
 import anyio
 from anyio import to_thread
@@ -36,50 +33,48 @@ from .errors import (
     JobError,
     JobLost,
     JobTimeout,
-    KeyConflict,
     OutputUnavailable,
     ServerError,
     ServerUnreachable,
     StoreError,
-    UsageError,
     WorkflowInvalid,
-    WorkflowRejected,
     error_of,
 )
 from .lease import Lease
-from .models import Ambiguous, JobFailure, JobResult, JobState, JobView, OnLost, SavedFile
-from .outcome import RunResult, are_here, named, never_ran, root_of, seconds_left
+from .models import JobFailure, JobResult, JobState, JobView, OnLost, SavedFile
+from .outcome import RunResult, are_here, named, root_of, seconds_left
+from .pool import ServerPool
+from .sending import ASK_EVERY, Sender, written
 from .several import end, ended, worked
-from .shield import to_the_end
-from .store import RESUBMITTED, Accepted, Advanced, Holding, Job, JobEvent, JobRecord, Kept, Store, ending
-from .submit import key_id
+from .store import Advanced, Holding, Job, JobEvent, JobRecord, Kept, Store, ending
 from .sweep import sweep
 from .workflow import Workflow
 
 OnView = Callable[[JobView], None]
 CANCEL = "cancel_requested"  # the kind of an event
-ASK_EVERY = 0.25  # s between looks at a job that another program is about to send
-LAST_WORDS = 30.0  # s for writing down an outcome although the caller was cancelled; stores give up sooner
 
 
 class Runner:
-    """Run workflows on one server, keep their files in `output_dir`, and record everything in `store`.
+    """Run workflows on a server, or a pool of them, keep their files in `output_dir`, and record everything
+    in `store`.
 
-    `downloads` files are fetched at once. Where ComfyUI's own output folder is mounted here, `comfyui_output`
-    names it and files are taken from there. Paths are recorded relative to `shared`, a folder that others
-    mount too, where `output_dir` is inside it, else relative to `output_dir`. `keep_content` puts the bytes
-    of files into the store as well. The client and the store are used, not opened or closed.
+    `downloads` files are fetched at once from each server. Where ComfyUI's own output folder is mounted here,
+    `comfyui_output` names it and files are taken from there. Paths are recorded relative to `shared`, a
+    folder that others mount too, where `output_dir` is inside it, else relative to `output_dir`.
+    `keep_content` puts the bytes of files into the store as well. The client and the store are used, not
+    opened or closed.
 
-    A job that the server has accepted and forgotten is lost: an error, or with `on_lost="resubmit"` it is
-    sent again under a new id, up to `resubmits` times. Nobody else's `resume` takes a job of this runner
-    before it has been silent for `lease` seconds; inside `async with` it never is while it lives. With
-    `in_place` files go to the folder that their job was recorded with, where it is there. `on_job` is told
-    of each job before it is sent, and again when the server has taken it: its id may be another one then.
+    A job that the server has accepted and forgotten is lost: an error, or with `on_lost="resubmit"` (which is
+    the default with a pool) it is sent again under a new id, up to `resubmits` times. Nobody else's `resume`
+    takes a job of this runner before it has been silent for `lease` seconds; inside `async with` it never is
+    while it lives. With `in_place` files go to the folder that their job was recorded with, where it is
+    there. `on_job` is told of each job before it is sent, and again when the server has taken it: its id may
+    be another one then.
     """
 
     def __init__(
         self,
-        client: ComfyClient,
+        client: ComfyClient | ServerPool,
         store: Store,
         output_dir: Path | str,
         *,
@@ -88,7 +83,7 @@ class Runner:
         allow_partial: bool = False,
         shared: Path | str | None = None,
         keep_content: bool = False,
-        on_lost: OnLost | str = OnLost.FAIL,
+        on_lost: OnLost | str | None = None,
         resubmits: int = 1,
         lease: float = 30.0,
         in_place: bool = False,
@@ -97,25 +92,30 @@ class Runner:
         self.client, self.store, self.output_dir = client, store, Path(output_dir)
         self._shared, self._in_place = shared, in_place
         self._made: set[Path] = set()
-        self._sending: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._on_job = on_job or (lambda job: None)
+        if on_lost is None:
+            on_lost = OnLost.FAIL if len(client.addresses) == 1 else OnLost.RESUBMIT
         self._resubmits = resubmits if OnLost(on_lost) is OnLost.RESUBMIT else 0
         self._lease = Lease(store, lease)
+        self._sender = Sender(
+            client,
+            store,
+            self._lease,
+            folder=self.output_dir,
+            on_job=on_job or (lambda job: None),
+            allow_partial=allow_partial,
+        )
         self._keep_content = keep_content
         self._mounted = None if comfyui_output is None else Path(comfyui_output)
-        self._allow_partial = allow_partial
-        self._downloads = downloads
-        self._limiter: anyio.CapacityLimiter | None = None
+        self._limiters = defaultdict[str, anyio.CapacityLimiter](lambda: anyio.CapacityLimiter(downloads))
 
     async def __aenter__(self) -> Self:
-        self._limiter = anyio.CapacityLimiter(self._downloads)
         self._lease.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._limiter = None
+        self._limiters.clear()
         await self._lease.stop()
 
     async def submit(
@@ -134,12 +134,7 @@ class Runner:
         StoreError when the record cannot be asked: it may have been sent before (`Ambiguous.RESEND` sends).
         A job of the key that has ended in one of the states `redo` is sent again under a new id.
         """
-        job = self._job(Workflow.load(workflow), key)
-        with self._lease.busy(job.prompt_id):
-            if key is not None:
-                return await self._submit_once(job, redo)
-            await self.store.write(*self._lease.added(job))
-            return await self._send(job)
+        return await self._sender.submit(self._sender.made(Workflow.load(workflow), key), redo)
 
     async def complete(
         self, job: Job, *, on_view: OnView | None = None, timeout: float | None = None
@@ -153,22 +148,32 @@ class Runner:
         where it was sent again.
         """
         started = time.monotonic()
-        record = None if job.key is None else await self._latest(job.prompt_id)
+        record = None if job.key is None else await self._sender.latest(job.prompt_id)
         if record is not None:
             job = record.job
             if (files := await self._ended_before(record)) is not None:
                 return RunResult(job, record.result, files, time.monotonic() - started, again=True)
-        job, result = await self._end_of(job, on_view, timeout)
-        with named(job):
-            files = await self._save(job, result)
-        return RunResult(job, result, files, time.monotonic() - started)
+        budget = self.client.timeout.total if timeout is None else timeout  # as in `ComfyClient.wait`
+        deadline = inf if budget is None else started + budget
+        while True:
+            job, result = await self._end_of(job, on_view, deadline)
+            try:
+                with named(job):
+                    files = await self._save(job, result)
+            except (DownloadError, ServerUnreachable):
+                if not self.client.departed(job.server):
+                    raise
+            else:
+                return RunResult(job, result, files, time.monotonic() - started)
 
     async def follow(
         self, job: Job, *, on_view: OnView | None = None, timeout: float | None = None
     ) -> JobResult:
         """Like `complete` (`timeout` in seconds), but its files stay on the server: only the outcome is
         recorded."""
-        job, result = await self._end_of(job, on_view, timeout)
+        budget = self.client.timeout.total if timeout is None else timeout
+        deadline = inf if budget is None else time.monotonic() + budget
+        job, result = await self._end_of(job, on_view, deadline)
         with named(job):
             await self._record(job, result)
         return result
@@ -187,8 +192,9 @@ class Runner:
         if known is not None and known.result is None:
             known = await self._ready_to_cancel(known, timeout)
         told = known.job if known is not None else None if isinstance(job, str) else job
-        async with self._sending.setdefault(prompt_id, asyncio.Lock()):
-            ended = await self.client.cancel(prompt_id, timeout=timeout, force=force)
+        async with self._sender.lock(prompt_id):
+            there = await self.client.of(prompt_id, None if told is None else told.server)
+            ended = await there.cancel(prompt_id, timeout=timeout, force=force)
             if told is not None and (known is None or known.result is None):
                 sent = known is not None and known.state is not JobState.CREATED
                 await self._record_stop(told, ended=ended, sent=sent)
@@ -205,8 +211,8 @@ class Runner:
         except TimeoutError:
             text = f"job {prompt_id} is about to be sent by another program: try again in a while"
             raise JobTimeout(text, view=JobView(prompt_id, record.state)) from None
-        view = await self.client.poll_status(prompt_id)
-        if view.state is JobState.LOST and not self._is_here(record.job):
+        view = await (await self.client.of(prompt_id, record.job.server)).poll_status(prompt_id)
+        if view.state is JobState.LOST and not self._sender.is_here(record.job):
             text = f"job {prompt_id} was sent to {record.job.server}: ask there"
             raise JobLost(text, view=replace(view, result=None))
         if record.result is None:
@@ -271,16 +277,16 @@ class Runner:
         the disk full) has an `error` and is left for the next time. Leaving the loop stops following; jobs on
         the server go on. Raises StoreError when the record cannot be read.
         """
-        server, tried, free = str(self.client.server), set[str](), True
+        servers, tried, free = self.client.addresses, set[str](), True
         running: set[asyncio.Task[RunResult]] = set()
         try:
             while True:
                 room = concurrency - len(running) if free or not running else 0
-                found = await self._lease.claim(server, room, besides=tried) if room else []
+                found = await self._lease.claim(servers, room, besides=tried) if room else []
                 free = len(found) == room if room else free
                 tried.update(record.job.prompt_id for record in found)
                 running.update(asyncio.create_task(self._resumed(record)) for record in found)
-                if not running and not await self._lease.more(server):
+                if not running and not await self._lease.more(servers):
                     return
                 for result in await ended(running, leave=max(0, len(running) - 1)):
                     yield result
@@ -289,46 +295,38 @@ class Runner:
 
     async def others(self) -> list[Holding]:
         """Who else works on jobs of this server that have no outcome. Raises StoreError."""
-        return await self._lease.others(str(self.client.server))
+        return await self._lease.others(self.client.addresses)
 
     # -- inside --
 
-    def _is_here(self, job: Job) -> bool:
-        return job.server == str(self.client.server)
-
     async def _check_sent(self, job: Job) -> None:
         """A job that is recorded and has not come to the server is not lost."""
-        view = await self.client.poll_status(job.prompt_id)
-        if view.state is JobState.LOST and self._is_here(job):
+        view = await (await self.client.of(job.prompt_id, job.server)).poll_status(job.prompt_id)
+        if view.state is JobState.LOST and self._sender.is_here(job):
             text = f"job {job.prompt_id} is recorded, but has not come to the server"
             raise JobLost(f"{text}: `comfyflow resume` sends it", view=replace(view, result=None))
 
     async def _told(self, prompt_id: str, known: Job | None) -> Job:
         """A job as the server tells it; what is recorded already (n8n writes bare rows) stays."""
-        sent = await self.client.sent(prompt_id)
+        there = await self.client.of(prompt_id, None if known is None else known.server)
+        sent = await there.sent(prompt_id)
         if sent is None and known is None:
-            view = await self.client.poll_status(prompt_id)
+            view = await there.poll_status(prompt_id)
             if view.state is JobState.LOST:
                 raise JobLost(f"job {prompt_id} is known neither to the server nor to the record", view=view)
         workflow, client_id = None, "" if sent is None else sent.client_id
         with suppress(WorkflowInvalid):
             workflow = None if sent is None else Workflow.load(sent.graph)
         if known is None:
-            return Job(prompt_id, workflow, client_id, str(self.client.server), time.time())
+            return Job(prompt_id, workflow, client_id, str(there.server), time.time())
         return replace(known, workflow=known.workflow or workflow, client_id=known.client_id or client_id)
 
-    def _job(self, workflow: Workflow, key: str | None = None) -> Job:
-        client, folder = self.client, str(self.output_dir.absolute())
-        prompt_id = str(uuid4()) if key is None else key_id(key)
-        return Job(prompt_id, workflow, client.client_id, str(client.server), time.time(), key, folder=folder)
-
     async def _outcome(self, workflow: Workflow | Mapping[str, Any]) -> RunResult:
-        return await self._guarded(self._job(Workflow.load(workflow)), self._added)
+        return await self._guarded(self._sender.made(Workflow.load(workflow)), self._new)
 
-    async def _added(self, job: Job) -> RunResult:
+    async def _new(self, job: Job) -> RunResult:
         with self._lease.busy(job.prompt_id):
-            await self.store.write(*self._lease.added(job))
-            return await self.complete(await self._send(job))
+            return await self.complete(await self._sender.submit(job))
 
     async def _resumed(self, record: JobRecord) -> RunResult:
         unsent = record.state is JobState.CREATED
@@ -336,7 +334,7 @@ class Runner:
 
     async def _sent_late(self, job: Job) -> RunResult:
         with self._lease.busy(job.prompt_id):
-            return await self.complete(await self._send(job, maybe_sent=True, first=False))
+            return await self.complete(await self._sender.late(job))
 
     async def _guarded(self, job: Job, road: Callable[[Job], Awaitable[RunResult]]) -> RunResult:
         """A job's error as a value, so that one failure does not stop the others."""
@@ -345,137 +343,14 @@ class Runner:
             return await road(job)
         except ComfyflowError as error:
             error.prompt_id = error.prompt_id or job.prompt_id
-            return RunResult(job, None, (), time.monotonic() - started, error)
-
-    # -- sending --
-
-    async def _submit_once(self, job: Job, redo: Collection[JobState]) -> Job:
-        """The job of a key: whoever writes its row first sends it."""
-        try:
-            record = await self._of_key(job)
-            if record is None or never_ran(record):
-                await self._ask_for_key(job, record)
-            if record is not None and (never_ran(record) or record.state in redo):
-                return await self._replace(record.job)
-            known = record is not None
-            if record is None:
-                await self.store.write(*self._lease.added(job))
-                record = JobRecord(job)
-            while not (mine := await self._may_send(record)) and record.state is JobState.CREATED:
-                await anyio.sleep(ASK_EVERY)  # another program is about to send it, or dies
-                record, known = await self._of_key(job) or record, True
-        except StoreError as error:
-            if self.client.ambiguous is not Ambiguous.RESEND:
-                text = f"{error}; nothing was sent, for the key {job.key!r} may have been used before"
-                raise type(error)(text) from error
-            await self.store.write(*self._lease.added(job))
-            record, mine, known = JobRecord(job), True, True
-        if mine:
-            return await self._send(record.job, maybe_sent=known, first=not known)
-        return record.job
-
-    async def _ask_for_key(self, job: Job, record: JobRecord | None) -> None:
-        """Before anything is written: the server may know the key from a time without this record."""
-        assert job.workflow is not None and job.key is not None
-        if await self.client.remembers(job.workflow, job.key) and record is not None:
-            text = f"the key {job.key!r} belongs to job {job.prompt_id}, which ran without this record"
-            raise KeyConflict(f"{text}: `comfyflow download {job.prompt_id} DIR` gets its files")
-
-    async def _may_send(self, record: JobRecord) -> bool:
-        if record.state is JobState.CREATED and not self._is_here(record.job):
-            job = record.job
-            text = f"the key {job.key!r} belongs to job {job.prompt_id}, which {job.server} may have"
-            raise KeyConflict(f"{text}: run it there")
-        return record.state is JobState.CREATED and await self._lease.take(record.job)
-
-    async def _of_key(self, job: Job) -> JobRecord | None:
-        """What is recorded under the key of `job`, or in place of that. Raises KeyConflict, StoreError."""
-        record = await self.store.successor(job.prompt_id) or await self.store.get(job.prompt_id)
-        there = None if record is None else record.job.workflow
-        if there is not None and job.workflow is not None and there.digest != job.workflow.digest:
-            text = f"the key {job.key!r} belongs to job {job.prompt_id}, which has another workflow"
-            raise KeyConflict(f"{text}: use a new key")
-        return record
-
-    async def _latest(self, prompt_id: str) -> JobRecord | None:
-        """The record of a job, or of what replaced it; None also when it cannot be read."""
-        with suppress(StoreError):
-            return await self.store.successor(prompt_id) or await self.store.get(prompt_id)
-        return None
-
-    async def _send(self, job: Job, *, maybe_sent: bool = False, first: bool = True) -> Job:
-        """`maybe_sent`: somebody may have tried before. Only on the `first` attempt is a server that is away
-        an outcome; else the job is left open for later."""
-        if job.workflow is None:
-            raise StoreError(f"job {job.prompt_id} cannot be sent: its graph was never recorded")
-        lock = self._sending.setdefault(job.prompt_id, asyncio.Lock())
-        contended = (
-            lock.locked()
-        )  # by another task of this program: a `resume` beside a `run` of the same key
-        async with lock:
-            record = await self.store.get(job.prompt_id) if contended else None
-            if record is not None and record.state is not JobState.CREATED:
-                return record.job
-            return await self._send_now(job, job.workflow, maybe_sent=maybe_sent, first=first)
-
-    async def _send_now(self, job: Job, workflow: Workflow, *, maybe_sent: bool, first: bool) -> Job:
-        key = job.key if job.key is not None and job.prompt_id == key_id(job.key) else None
-        self._on_job(job)
-        try:
-            prompt_id = await self.client.submit_workflow(
-                workflow,
-                prompt_id=None if key else job.prompt_id,
-                idempotency_key=key,  # where the record is away the server is asked for it
-                allow_partial=self._allow_partial,
-                maybe_sent=maybe_sent,
-                before_send=partial(self._check_held, job),
-            )
-        except StoreError:
-            raise  # another program sends it
-        except ComfyflowError as error:
-            error.prompt_id = error.prompt_id or job.prompt_id
-            unsure = isinstance(error, ServerUnreachable) and error.sent
-            if isinstance(error, WorkflowRejected | UsageError) or (first and not unsure):
-                failure = JobFailure(str(error), exception_type=type(error).__name__)
-                await self._record(job, JobResult(job.prompt_id, JobState.FAILED, failure=failure))
-            raise
-        told = JobEvent(prompt_id, "submitted", {"server": job.server})
-        await self.store.write(Accepted(job, prompt_id), told)
-        accepted = replace(job, prompt_id=prompt_id)
-        self._on_job(accepted)
-        return accepted
-
-    async def _check_held(self, job: Job) -> None:
-        if not await self._lease.holds(job):
-            raise StoreError(f"job {job.prompt_id} is not sent: another program has taken it over meanwhile")
-
-    async def _replace(self, job: Job, lost: JobResult | None = None) -> Job:
-        """Send a job again under a new id, which all programs would choose; its outcome `lost` is written
-        together with the new row."""
-        assert job.workflow is not None
-        again = str(uuid5(NAMESPACE_URL, f"comfyflow:again:{job.prompt_id}"))
-        new = replace(self._job(job.workflow), prompt_id=again, key=job.key)
-        new = replace(new, replaces=job.prompt_id, attempt=job.attempt + 1)
-        told = JobEvent(job.prompt_id, RESUBMITTED, {"as": new.prompt_id})
-        with self._lease.busy(new.prompt_id):
-            outcome = () if lost is None else ending(job, lost)
-            with suppress(StoreError):  # somebody else was quicker: then it is not ours
-                await self._to_the_end(job, self.store.write(*outcome, *self._lease.added(new), told))
-            # Where that cannot be asked the new row waits in the journal, and `resume` sends it.
-            if await self._lease.take(new):
-                in_doubt = self.client.ambiguous is not Ambiguous.FAIL
-                return await self._send(new, maybe_sent=in_doubt, first=False)
-        later = await self._latest(job.prompt_id)
-        if later is None or (later.job.prompt_id == job.prompt_id and later.result is None):
-            raise StoreError(f"job {job.prompt_id} is not sent again: that could not be recorded")
-        return later.job
+            record = await self._sender.latest(job.prompt_id)  # which says where it was sent
+            told = job if record is None else record.job
+            return RunResult(told, None, (), time.monotonic() - started, error)
 
     # -- following --
 
-    async def _end_of(self, job: Job, on_view: OnView | None, timeout: float | None) -> tuple[Job, JobResult]:
+    async def _end_of(self, job: Job, on_view: OnView | None, deadline: float) -> tuple[Job, JobResult]:
         """Follow a job, and what it is replaced by, to the end."""
-        budget = self.client.timeout.total if timeout is None else timeout  # as in `ComfyClient.wait`
-        deadline = inf if budget is None else time.monotonic() + budget
         while True:
             try:
                 with named(job), self._lease.busy(job.prompt_id):
@@ -489,9 +364,11 @@ class Runner:
     async def _followed(self, job: Job, on_view: OnView | None, timeout: float | None) -> JobResult:
         try:
             with anyio.move_on_after(timeout) as spent:
-                await self._show(job, on_view)
-                return await self.client.wait(job.prompt_id, timeout=seconds_left(spent))
-            return await self.client.wait(job.prompt_id, timeout=0)  # raises the error that belongs here
+                there = await self.client.of(job.prompt_id, job.server)
+                await self._show(job, there, on_view)
+                return await there.wait(job.prompt_id, timeout=seconds_left(spent))
+            there = await self.client.of(job.prompt_id, job.server)
+            return await there.wait(job.prompt_id, timeout=0)  # raises the error that belongs here
         except JobLost as error:
             return await self._remembered(job, error)
         except JobError as error:
@@ -508,7 +385,7 @@ class Runner:
         if record is None or record.result is None:
             if record is not None and any(event.kind == CANCEL for event in record.events):
                 await self._was_cancelled(job)
-            if not self._is_here(job):
+            if not self._sender.is_here(job):
                 text = f"job {job.prompt_id} was sent to {job.server}, its end is not known here: ask there"
                 raise JobLost(text, view=replace(lost.view, result=None)) from lost
             raise lost
@@ -531,7 +408,7 @@ class Runner:
             return await self._found_after(job, lost)
 
     async def _found_after(self, job: Job, lost: JobLost) -> Job:
-        later = await self._latest(job.prompt_id)
+        later = await self._sender.latest(job.prompt_id)
         if later is not None and later.job.prompt_id != job.prompt_id:
             return later.job
         if later is not None and later.result is None:
@@ -539,12 +416,12 @@ class Runner:
                 await anyio.sleep(ASK_EVERY)
                 return job  # whoever holds it sends it, or finds out that it is lost
             if later.state is JobState.CREATED:
-                return await self._send(job, maybe_sent=True, first=False)
+                return await self._sender.late(job)
         if await self._is_there(job):
             return job
         result = lost.view.result
         if result is not None and job.workflow is not None and job.attempt <= self._resubmits:
-            return await self._replace(job, result)
+            return await self._sender.replace(job, result)
         if result is not None:
             await self._record(job, result)
         raise lost
@@ -552,13 +429,14 @@ class Runner:
     async def _is_there(self, job: Job) -> bool:
         """A last look: an old answer may have said that the server does not know what it was sent since."""
         with suppress(ServerError):
-            return (await self.client.poll_status(job.prompt_id)).state is not JobState.LOST
+            there = await self.client.of(job.prompt_id, job.server)
+            return (await there.poll_status(job.prompt_id)).state is not JobState.LOST
         return False
 
-    async def _show(self, job: Job, on_view: OnView | None) -> None:
+    async def _show(self, job: Job, there: ComfyClient, on_view: OnView | None) -> None:
         """Show each view, and write down that the job runs. Nobody looks: that is all there is to see."""
         running = False
-        async with aclosing(self.client.watch(job.prompt_id)) as views:
+        async with aclosing(there.watch(job.prompt_id)) as views:
             async for view in views:
                 if on_view is not None:
                     on_view(view)
@@ -575,9 +453,15 @@ class Runner:
             await self.store.write(Advanced(job.prompt_id, JobState.FINISHING), begun, lazily=True)
         folder = await self._folder_of(job)
         try:
-            files = await download.save_all(
-                self.client.source, result.outputs, folder, limiter=self._limiter, mounted=self._mounted
-            )
+            there = await self.client.of(job.prompt_id, job.server)
+            with self.client.while_there(job.server):
+                files = await download.save_all(
+                    there.source,
+                    result.outputs,
+                    folder,
+                    limiter=self._limiters[str(there.server)],
+                    mounted=self._mounted,
+                )
         except DownloadError as error:
             self._made.discard(folder)
             await self.store.log(JobEvent(job.prompt_id, "download_failed", {"reason": str(error)}))
@@ -618,24 +502,17 @@ class Runner:
     async def _record(self, job: Job, result: JobResult, files: tuple[SavedFile, ...] = ()) -> None:
         """The outcome is written even when the caller has just been cancelled."""
         root = root_of(await self._folder_of(job), self._shared) if files else None
-        await self._to_the_end(job, self.store.write(*ending(job, result, files, root=root)))
+        await written(job, self.store.write(*ending(job, result, files, root=root)))
         if self._keep_content and files:
             await self.store.write(*map(Kept, files))
 
     async def _record_stop(self, job: Job, *, ended: bool, sent: bool) -> None:
         """Write down how a job ended that was asked to. One that never came to the server must not be sent
         later on; one that was taken out of the queue is forgotten by the server."""
-        view = await self.client.poll_status(job.prompt_id)
+        view = await (await self.client.of(job.prompt_id, job.server)).poll_status(job.prompt_id)
         result = view.result
         if view.state is JobState.LOST and (ended or not sent):
             failure = None if ended else JobFailure("it was stopped before the server had it")
             result = JobResult(job.prompt_id, JobState.CANCELLED, failure=failure, source="events")
         if result is not None and (ended or result.state is not JobState.SUCCEEDED):
             await self._record(job, result)
-
-    async def _to_the_end(self, job: Job, writing: Coroutine[Any, Any, None]) -> None:
-        try:
-            await to_the_end(writing, LAST_WORDS)
-        except TimeoutError as error:
-            text = f"the outcome of job {job.prompt_id} could not be recorded in {LAST_WORDS:g} s"
-            raise StoreError(text) from error

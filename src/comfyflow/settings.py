@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from .errors import UsageError
-from .models import Timeouts
+from .models import PoolServer, Timeouts
 
 DEFAULT_URL = "http://127.0.0.1:8188"
 DEFAULT_PORT = 8188  # ComfyUI's own (comfy/cli_args.py, 0.27.0)
 DEFAULT_OUTPUT = "comfyflow-output"
 DEFAULT_CONTENT_LIMIT = "100M"
+SERVERS = "COMFYFLOW_SERVERS"
 URL_VARIABLES = ("COMFYFLOW_URL", "COMFYUI_URL", "COMFYUI_HOST")  # the first that is set wins
 
 _EXAMPLE = "write it like http://127.0.0.1:8188 or 192.168.1.5:8188"
@@ -33,7 +34,8 @@ class Settings:
     """What every command needs to know. `timeouts` are in seconds, `output` is the folder for results.
 
     `shared` is the folder that recorded paths are relative to, `keep_content` puts files into the database.
-    `url` may hold credentials (the client takes them out); show `shown_url` instead.
+    `url` may hold credentials (the client takes them out); show `shown_url` instead. `servers` are several,
+    `url` the first of them (or one of a test, with none there).
     """
 
     url: str = field(default=DEFAULT_URL, repr=False)  # may hold a password
@@ -42,17 +44,19 @@ class Settings:
     timeouts: Timeouts = field(default_factory=Timeouts)
     shared: Path | None = None
     keep_content: bool = False
+    servers: tuple[PoolServer, ...] = (PoolServer(DEFAULT_URL),)
 
     @property
     def shown_url(self) -> str:
-        """The URL without user name and password."""
-        return without_credentials(self.url)
+        """The URL without user name and password; those of all servers."""
+        urls = [server.url for server in self.servers] or [self.url]
+        return ", ".join(without_credentials(url) for url in urls)
 
 
 def resolve(
     env: Mapping[str, str],
     *,
-    server: str | None = None,
+    server: str | Sequence[str] | None = None,
     output: Path | None = None,
     headers: Iterable[str] = (),
     timeout: float | None = None,
@@ -66,8 +70,10 @@ def resolve(
     `Name: value`. Raises UsageError with one sentence that names the flag or variable.
     """
     usual = Timeouts()
+    servers = pool_servers(env, [server] if isinstance(server, str) else server or ())
     return Settings(
-        url=server_url(env, server),
+        url=servers[0].url,
+        servers=servers,
         output=output if output is not None else Path(env.get("COMFYFLOW_OUTPUT") or DEFAULT_OUTPUT),
         headers=request_headers(env, headers),
         timeouts=Timeouts(
@@ -130,17 +136,38 @@ def _switch(env: Mapping[str, str], name: str) -> bool:
     raise UsageError(f"{name}: {env[name]!r} is neither yes nor no; write 1 or 0")
 
 
-def server_url(env: Mapping[str, str], flag: str | None = None) -> str:
-    """The server's base URL: the flag, else COMFYFLOW_URL, COMFYUI_URL, COMFYUI_HOST, else the local server.
+def pool_servers(env: Mapping[str, str], flags: Sequence[str] = ()) -> tuple[PoolServer, ...]:
+    """The servers: the flags, else COMFYFLOW_SERVERS (with spaces or commas between them), COMFYFLOW_URL,
+    COMFYUI_URL, COMFYUI_HOST, else the local server.
 
-    Raises UsageError when the one that wins cannot be used; the next one is not tried then.
+    Raises UsageError when those that win cannot be used; the next ones are not tried then.
     """
-    if flag is not None:
-        return normalise_url(flag, source="--server")
-    for name in URL_VARIABLES:
-        if env.get(name, "").strip():
-            return normalise_url(env[name], source=name)
-    return DEFAULT_URL
+    named = [("--server", flag) for flag in flags]
+    named = named or [(SERVERS, text) for text in re.split(r"[\s,]+", env.get(SERVERS, "")) if text]
+    named = named or [(name, env[name]) for name in URL_VARIABLES if env.get(name, "").strip()][:1]
+    servers = [_pool_server(text, source) for source, text in named]
+    urls = [without_credentials(server.url) for server in servers]
+    if twice := next((url for url in urls if urls.count(url) > 1), None):
+        raise UsageError(f"{named[0][0]}: {twice} is given twice")
+    return tuple(servers) or (PoolServer(DEFAULT_URL),)
+
+
+def _pool_server(text: str, source: str) -> PoolServer:
+    """An address, and what follows `#`: `weight=2`, `ahead=4`."""
+    url, mark, more = text.strip().partition("#")
+    base = normalise_url(url, source=source)
+    try:
+        wanted = dict(parse_qsl(more, strict_parsing=bool(mark), keep_blank_values=True))
+        weight, ahead = wanted.pop("weight", "1"), wanted.pop("ahead", None)
+        server = PoolServer(base, float(weight), None if ahead is None else int(ahead))
+        if wanted or not 0 <= server.weight < inf or (server.ahead is not None and server.ahead < 0):
+            raise ValueError(more)
+    except ValueError as error:
+        raise UsageError(
+            f"{source}: what may follow '#' in an address is weight=2 (0: no more jobs) or ahead=4, "
+            "with '&' between both"
+        ) from error
+    return server
 
 
 def normalise_url(text: str, *, source: str = "the server") -> str:

@@ -23,7 +23,7 @@ WITH runs AS MATERIALIZED ( -- beside each row what is known of it, locked
         prompt_id text, added boolean, client_id text, server text, state text, graph jsonb, digest text,
         prompt_text text, error jsonb, outcome jsonb, execution_seconds float8, created_at float8,
         submitted_at float8, started_at float8, finished_at float8, key text, worker text, replaces text,
-        attempt integer, folder text
+        attempt integer, folder text, moves boolean
     ) LEFT JOIN LATERAL (
         SELECT prompt_id, server, state, digest, finished_at FROM workflow_runs AS w
         WHERE w.prompt_id = run.prompt_id
@@ -91,6 +91,14 @@ _ANY = f""", written AS (
     WHERE {f"{_SOMETHING_NEW} OR {_SOMETHING_FIRST}".replace("new.", "excluded.")}
 )"""
 
+# Only what is not written to in the same statement: a second change of a row would be dropped.
+_MOVED = """, moved AS (
+    UPDATE workflow_runs AS w SET server = run.server, client_id = run.client_id
+    FROM runs AS run
+    WHERE run.moves AND run.state IS NULL AND w.prompt_id = run.prompt_id AND w.state = 'created'
+        AND NOT EXISTS (SELECT FROM wrong)
+)"""
+
 # The usual case is cheaper: one run that is there already.
 _ONE = f""", written AS (
     UPDATE workflow_runs AS w SET {_FORWARD}
@@ -154,6 +162,8 @@ def statement_for(batch: Batch) -> str:
     if any("state" in run for run in batch.runs):
         one = len(batch.runs) == 1 and "added" not in batch.runs[0]
         parts.append(_ONE if one else _ANY)
+    if any("moves" in run for run in batch.runs):
+        parts.append(_MOVED)
     if batch.assets:
         parts.append(_FILED)
     if batch.events:
@@ -173,7 +183,7 @@ _JOB = """
     extract(epoch FROM created_at)::float8 AS created_at, created_at AS place
 """
 
-GET = f"""
+_RECORD = f"""
 SELECT {_JOB}, outcome::text AS outcome, error::text AS error, (
     SELECT jsonb_agg(jsonb_build_object('output_path', output_path, 'metadata', metadata) ORDER BY id)::text
     FROM generated_assets AS a WHERE a.prompt_id = w.prompt_id
@@ -183,8 +193,23 @@ SELECT {_JOB}, outcome::text AS outcome, error::text AS error, (
     ) ORDER BY created_at, id)::text
     FROM run_events AS e WHERE e.prompt_id = w.prompt_id
 ) AS events
-FROM workflow_runs AS w WHERE prompt_id = $1
-"""
+FROM workflow_runs AS w WHERE prompt_id = """
+
+GET = _RECORD + "$1"
+
+_CHAIN = """
+WITH RECURSIVE chain AS ( -- a job, and what replaces it
+    SELECT $1::text AS prompt_id, 0 AS place
+    UNION ALL
+    SELECT w.prompt_id, place + 1 FROM chain JOIN workflow_runs AS w ON w.replaces = chain.prompt_id
+    WHERE place < 10000
+)"""
+
+SUCCESSOR = (
+    f"{_CHAIN}{_RECORD}(SELECT c.prompt_id FROM chain AS c WHERE c.place > 0 ORDER BY c.place DESC LIMIT 1)"
+)
+
+LATEST = f"{_CHAIN}{_RECORD}(SELECT c.prompt_id FROM chain AS c ORDER BY c.place DESC LIMIT 1)"
 
 UNFINISHED = f"""
 SELECT {_JOB} FROM workflow_runs
@@ -238,14 +263,4 @@ SELECT k.worker, k.host, k.pid, k.place, count(*) AS jobs,
 FROM workflow_runs AS run JOIN run_workers AS k USING (worker)
 WHERE run.finished_at IS NULL AND run.server = $1
 GROUP BY k.worker ORDER BY k.started_at, k.worker
-"""
-
-SUCCESSOR = """
-WITH RECURSIVE chain AS (
-    SELECT prompt_id, 1 AS place FROM workflow_runs WHERE replaces = $1
-    UNION ALL
-    SELECT w.prompt_id, place + 1 FROM chain JOIN workflow_runs AS w ON w.replaces = chain.prompt_id
-    WHERE place < 10000
-)
-SELECT prompt_id FROM chain ORDER BY place DESC LIMIT 1
 """

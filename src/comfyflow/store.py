@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 from uuid import NAMESPACE_URL, uuid4, uuid5
 
 from .errors import StoreError
@@ -112,6 +112,14 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """A job that has not been sent is to go to another server: `server` and `client_id` of `job` take the
+    place of those recorded. Nothing changes once it has been sent. What says that it was is another write."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
 class Advanced:
     """The job has got to `state`."""
 
@@ -142,7 +150,7 @@ class Kept:
     file: SavedFile
 
 
-Entry = Alive | Added | Accepted | Advanced | JobEvent | Finished | Kept
+Entry = Alive | Added | Moved | Accepted | Advanced | JobEvent | Finished | Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +227,11 @@ class Store(Protocol):
         StoreError."""
         return None
 
+    async def latest(self, prompt_id: str) -> JobRecord | None:
+        """The job that replaces this one, at the end of the chain, or where nothing does, this one; None when
+        it is not known. Raises StoreError."""
+        return await self.successor(prompt_id) or await self.get(prompt_id)
+
     async def add(self, job: Job) -> None:
         """Know a job before it is sent. Raises StoreError when the id is taken by another job."""
         await self.write(Added(job))
@@ -258,6 +271,21 @@ def outcome_id(prompt_id: str) -> str:
     return str(uuid5(NAMESPACE_URL, f"comfyflow:outcome:{prompt_id}"))
 
 
+def _ids(entry: Entry) -> tuple[str, ...]:
+    """The jobs that an entry is about."""
+    match entry:
+        case Accepted(job, prompt_id):
+            return job.prompt_id, prompt_id
+        case Added(job) | Moved(job) | Finished(job):
+            return (job.prompt_id,)
+        case Advanced(prompt_id) | JobEvent(prompt_id):
+            return (prompt_id,)
+        case Alive() | Kept():
+            return ()
+        case _:
+            assert_never(entry)
+
+
 def _falls_with(entry: Entry, late: Collection[str]) -> bool:
     """Whether an entry goes without saying once the outcome of one of the jobs `late` has come too late."""
     match entry:
@@ -274,10 +302,11 @@ class MemoryStore(Store):
 
     def __init__(self) -> None:
         self._records: dict[str, JobRecord] = {}
+        self._after: dict[str, set[str]] = {}  # what replaces a job; more than one only while writing
 
     async def write(self, *entries: Entry, lazily: bool = False) -> None:
         """See Store. `lazily` makes no difference here."""
-        before = dict(self._records)
+        before = {prompt_id: self._records.get(prompt_id) for entry in entries for prompt_id in _ids(entry)}
         late = {
             entry.job.prompt_id
             for entry in entries
@@ -290,7 +319,10 @@ class MemoryStore(Store):
             for entry in entries:
                 self._check_chain(entry)
         except StoreError:
-            self._records = before
+            for prompt_id, record in before.items():
+                self._drop(prompt_id)
+                if record is not None:
+                    self._put(record)
             raise
 
     async def get(self, prompt_id: str) -> JobRecord | None:
@@ -300,9 +332,9 @@ class MemoryStore(Store):
     async def successor(self, prompt_id: str) -> JobRecord | None:
         """See Store."""
         found: JobRecord | None = None
-        following = {record.job.replaces: record for record in self._records.values()}
-        while (record := following.get(prompt_id)) is not None:
-            found, prompt_id = record, record.job.prompt_id
+        while following := self._after.get(prompt_id):
+            (prompt_id,) = following
+            found = self._records[prompt_id]
         return found
 
     async def unfinished(self) -> AsyncIterator[Job]:
@@ -316,6 +348,8 @@ class MemoryStore(Store):
         match entry:
             case Added(job):
                 self._add(job)
+            case Moved(job):
+                self._move(job)
             case Accepted(job, prompt_id):
                 self._accept(job, prompt_id)
             case Advanced(prompt_id, state):
@@ -336,11 +370,11 @@ class MemoryStore(Store):
         if before is None:
             return
         self._record(before)
-        if sum(record.job.replaces == before for record in self._records.values()) > 1:
+        if len(self._after.get(before, ())) > 1:
             raise StoreError(f"job {before} was already replaced by another one: look at that one")
 
     def _add(self, job: Job) -> None:
-        record = self._records.setdefault(job.prompt_id, JobRecord(job))
+        record = self._records.get(job.prompt_id) or JobRecord(job)
         known = record.job
         filled = replace(
             known,
@@ -352,29 +386,45 @@ class MemoryStore(Store):
         )
         if filled.workflow and job.workflow and filled.workflow.digest != job.workflow.digest:
             raise StoreError(f"there is already another job {job.prompt_id}: use a new prompt id")
-        self._records[job.prompt_id] = replace(record, job=filled)
+        self._put(replace(record, job=filled))
+
+    def _move(self, job: Job) -> None:
+        record = self._record(job.prompt_id)
+        if record.state is JobState.CREATED:
+            moved = replace(record.job, server=job.server, client_id=job.client_id)
+            self._put(replace(record, job=moved))
 
     def _accept(self, job: Job, prompt_id: str) -> None:
         if prompt_id not in self._records:
             record = self._record(job.prompt_id)
-            del self._records[job.prompt_id]
-            self._records[prompt_id] = replace(record, job=replace(record.job, prompt_id=prompt_id))
+            self._drop(job.prompt_id)
+            self._put(replace(record, job=replace(record.job, prompt_id=prompt_id)))
         self._advance(prompt_id, JobState.QUEUED)
 
     def _advance(self, prompt_id: str, state: JobState) -> None:
         record = self._record(prompt_id)
         if state.rank > record.state.rank:
-            self._records[prompt_id] = replace(record, state=state)
+            self._put(replace(record, state=state))
 
     def _log(self, event: JobEvent) -> None:
         record = self._record(event.prompt_id)
         if event.event_id not in {known.event_id for known in record.events}:
-            self._records[event.prompt_id] = replace(record, events=(*record.events, event))
+            self._put(replace(record, events=(*record.events, event)))
 
     def _finish(self, prompt_id: str, result: JobResult, files: tuple[SavedFile, ...]) -> None:
         record = self._record(prompt_id)
         if record.result is None:
-            self._records[prompt_id] = replace(record, state=result.state, result=result, files=files)
+            self._put(replace(record, state=result.state, result=result, files=files))
+
+    def _put(self, record: JobRecord) -> None:
+        self._records[record.job.prompt_id] = record
+        if record.job.replaces is not None:
+            self._after.setdefault(record.job.replaces, set()).add(record.job.prompt_id)
+
+    def _drop(self, prompt_id: str) -> None:
+        record = self._records.pop(prompt_id, None)
+        if record is not None and record.job.replaces is not None:
+            self._after[record.job.replaces].discard(prompt_id)
 
     def _record(self, prompt_id: str) -> JobRecord:
         if (record := self._records.get(prompt_id)) is None:

@@ -55,16 +55,18 @@ async def send_once(
     ambiguous: Ambiguous = Ambiguous.WAIT,
     maybe_sent: bool = False,
     before_send: BeforeSend | None = None,
+    departed: Callable[[], bool] = lambda: False,
 ) -> Submission:
     """Send the request body and return what the server said, or found out about it.
 
     `maybe_sent`: somebody who did not live to tell may have sent it before. `before_send` is awaited right
-    before each request, after however long a search; what it raises stops the sending.
+    before each request, after however long a search; what it raises stops the sending. No search goes on once
+    the server is known to have `departed`.
 
     Raises WorkflowRejected, BadAnswer, or ServerUnreachable, whose `sent` is True when the job may be queued
     all the same. Cancelling leaves that open too.
     """
-    sending = _Sending(api, looker, str(body["prompt_id"]), Ambiguous(ambiguous))
+    sending = _Sending(api, looker, str(body["prompt_id"]), Ambiguous(ambiguous), departed)
     doubt: ServerError | None = None
     if maybe_sent:
         doubt = sending.unknown("an earlier request may have reached the server")
@@ -91,6 +93,7 @@ class _Sending:
     looker: Looker
     prompt_id: str
     ambiguous: Ambiguous
+    departed: Callable[[], bool]
     unsure: bool = False  # it is sent again although nobody knows what became of the request before
 
     def unknown(self, text: str) -> ServerUnreachable:
@@ -152,7 +155,7 @@ class _Sending:
                 absences, since, wait = absences + 1, min(since, now), SETTLE
             elif isinstance(event, e.JobEvent):
                 return event
-            elif now >= deadline:
+            elif now >= deadline or self.departed():
                 raise TimeoutError
             else:  # no single failure is a verdict, nor are two absences with one between them
                 late = late or _may_come_late(event)

@@ -54,6 +54,9 @@ class Workflow:
 
     nodes: Mapping[str, Any]
     name: str | None = field(default=None, compare=False)
+    # Made when they are asked for: a record asks more than once.
+    _digest: str | None = field(default=None, init=False, repr=False, compare=False)
+    _prompt_text: str | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | bytes | Mapping[str, Any] | Workflow) -> Workflow:
@@ -101,6 +104,12 @@ class Workflow:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of what is computed: independent of the order of keys and of titles."""
+        if self._digest is None:
+            object.__setattr__(self, "_digest", self._computed_digest())
+        assert self._digest is not None
+        return self._digest
+
+    def _computed_digest(self) -> str:
         bare = {
             node_id: {key: part for key, part in node.items() if key != "_meta"}
             for node_id, node in self.nodes.items()
@@ -115,8 +124,10 @@ class Workflow:
         Links are followed upstream through conditioning and text nodes, whatever their classes are. Where
         nothing samples here (nodes that call a service) it is what the inputs named `prompt` hold.
         """
-        texts = list(dict.fromkeys(text.strip() for text in _positive_texts(self.nodes) if text.strip()))
-        return "\n".join(texts) or None
+        if self._prompt_text is None:
+            texts = dict.fromkeys(text.strip() for text in _positive_texts(self.nodes) if text.strip())
+            object.__setattr__(self, "_prompt_text", "\n".join(texts))
+        return self._prompt_text or None
 
     def set(self, target: str, value: Any) -> Workflow:
         """Return a workflow whose input `target` (NODE.INPUT) is `value`.
@@ -227,12 +238,13 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 def is_link(value: Any) -> bool:
     """Whether an input is a connection: `["node id", slot]` (comfy_execution/graph_utils.py, 0.27.0)."""
-    match value:
-        case [str(), bool()]:
-            return False
-        case [str(), int()]:
-            return True
-    return False
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], int)
+        and not isinstance(value[1], bool)
+    )
 
 
 def _unreadable(name: str, error: Exception) -> str:

@@ -24,11 +24,12 @@ from ..console import Call
 from ..dsn import parse_env_file
 from ..errors import UsageError, WorkflowInvalid
 from ..models import Ambiguous, OnLost, PollSchedule
-from ..settings import Settings, resolve
+from ..settings import Settings, normalise_url, resolve
 from ..workflow import MAX_SIZE, Workflow, read_file
 
 if TYPE_CHECKING:
     from ..client import ComfyClient
+    from ..pool import ServerPool
 
 app = typer.Typer(
     name="comfyflow",
@@ -114,11 +115,12 @@ class Asking(Configured):
     """A command that asks a server."""
 
     server: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--server",
             metavar="URL",
-            help="Where ComfyUI is. [default: COMFYFLOW_URL, COMFYUI_URL, COMFYUI_HOST, local]",
+            help="Where ComfyUI is. Given several times: jobs go to whichever is free. [default: "
+            "COMFYFLOW_SERVERS, COMFYFLOW_URL, COMFYUI_URL, COMFYUI_HOST, local]",
         ),
     ] = None
     header: Annotated[
@@ -130,7 +132,7 @@ class Asking(Configured):
 
     def settings(self, **more: Any) -> Settings:
         """Options before environment before defaults; `more` as `resolve` takes it. Raises UsageError."""
-        return resolve(self.environment(), server=self.server, headers=self.header or (), **more)
+        return resolve(self.environment(), server=self.server or (), headers=self.header or (), **more)
 
 
 DatabaseOption = Annotated[
@@ -198,9 +200,41 @@ class Sending:
     ] = Ambiguous.WAIT
 
     @property
-    def on_lost(self) -> OnLost:
-        """What to do about a lost job."""
-        return OnLost.RESUBMIT if self.resubmit_lost else OnLost.FAIL
+    def on_lost(self) -> OnLost | None:
+        """What to do about a lost job; None: as it is usual, with one server or several."""
+        return OnLost.RESUBMIT if self.resubmit_lost else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooling:
+    """A command that sends jobs to several servers."""
+
+    ahead: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Of several servers: our jobs that wait in the queue of each."),
+    ] = 2
+    lost_after: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="SECONDS",
+            help="Of several servers: one that has refused connections for so long is gone, and its jobs go "
+            "to others.",
+        ),
+    ] = 60.0
+    gone: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="This server has ended for good, and what it held goes to others. May be given several "
+            "times.",
+        ),
+    ] = None
+
+    def options(self) -> dict[str, Any]:
+        """The same for `ServerPool`. Raises UsageError."""
+        gone = [normalise_url(url, source="--gone") for url in self.gone or ()]
+        return {"ahead": self.ahead, "lost_after": self.lost_after, "gone": gone}
 
 
 def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], Any]:
@@ -270,20 +304,31 @@ def loaded(file: str) -> Workflow:
 
 def connected(
     settings: Settings,
-    url: str,
     *,
     websocket: bool,
     poll: PollSchedule | None = None,
     ambiguous: Ambiguous = Ambiguous.WAIT,
-) -> ComfyClient:
-    """A client for the server at `url`, with these settings; to be entered by the caller."""
+    pooling: Pooling | None = None,
+) -> ComfyClient | ServerPool:
+    """A client for the server of these settings, or a pool for several; to be entered by the caller. Raises
+    UsageError."""
     from ..client import ComfyClient
+    from ..pool import ServerPool
 
-    return ComfyClient(
-        url,
-        websocket=websocket,
-        timeout=settings.timeouts,
-        poll=poll or PollSchedule(),
-        headers=settings.headers,
-        ambiguous=ambiguous,
-    )
+    options: dict[str, Any] = {
+        "websocket": websocket,
+        "timeout": settings.timeouts,
+        "poll": poll or PollSchedule(),
+        "headers": settings.headers,
+        "ambiguous": ambiguous,
+    }
+    pool = {} if pooling is None else pooling.options()
+    if len(settings.servers) > 1 or pool.get("gone"):
+        return ServerPool(settings.servers, **pool, **options)
+    return ComfyClient(settings.url, **options)
+
+
+def only_one(settings: Settings, instead: str) -> None:
+    """For a command that asks one server. Raises UsageError."""
+    if len(settings.servers) > 1:
+        raise UsageError(f"several servers are named: say which one with --server, or use `{instead}`")

@@ -27,7 +27,7 @@ from ..overview import Overview, counted, overview_on
 from ..settings import Settings
 from ..several import aside
 from ..workflow import Workflow
-from .app import Following, KeepOption, SharedOption, app, command, connected, loaded
+from .app import Following, KeepOption, Pooling, SharedOption, app, command, connected, loaded
 from .recorded import answer, check_folder, recorded
 
 if TYPE_CHECKING:
@@ -39,11 +39,12 @@ STDIN = "-"
 FORGETFUL = (
     "comfyflow: --database none records nothing: running this again repeats what the server has forgotten"
 )
-READERS: dict[str, Callable[[Iterable[str], str], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Iterable[str], str, Path], Iterator[Row]]] = {
     ".csv": rows_of.csv_rows,
     ".jsonl": rows_of.jsonl_rows,
     ".ndjson": rows_of.jsonl_rows,
 }
+PER_SERVER = 8  # rows at a time
 COUNTED = 200_000  # rows that are counted beforehand, for the time that is left; more are not waited for
 
 
@@ -80,7 +81,10 @@ NameOption = Annotated[
         help="Under one name each row runs once. [default: the name of ROWS, else of the workflow]",
     ),
 ]
-ConcurrencyOption = Annotated[int, typer.Option("--concurrency", min=1, metavar="N", help="Rows at a time.")]
+ConcurrencyOption = Annotated[
+    int | None,
+    typer.Option("--concurrency", min=1, metavar="N", help="Rows at a time. [default: 8 for each server]"),
+]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=0, metavar="N", help="Take only the first N rows.")
 ]
@@ -127,7 +131,7 @@ def batch(
     workflow: WorkflowOption = None,
     matrix: MatrixOption = None,
     name: NameOption = None,
-    concurrency: ConcurrencyOption = 8,
+    concurrency: ConcurrencyOption = None,
     limit: LimitOption = None,
     order: OrderOption = Order.GIVEN,
     fail_fast: FailFastOption = False,
@@ -138,6 +142,7 @@ def batch(
     shared: SharedOption = None,
     keep_content: KeepOption = False,
     ambiguous: AmbiguousOption = Ambiguous.WAIT,
+    pooling: Pooling,
     options: Following,
 ) -> None:
     """Run a workflow once for each row, and save the files.
@@ -155,14 +160,14 @@ def batch(
         source = _Source.of(rows, matrix or (), workflow, order, limit)
         given = source.open()
         policy = Policy(
-            concurrency=concurrency,
+            concurrency=concurrency or PER_SERVER * len(settings.servers),
             retries=retry,
             retry_failed=retry_failed,
             max_failures=1 if fail_fast else max_failures,
             timeout=settings.timeouts.total,
         )
         check_folder(settings.output)
-        road = _Road(call, settings, options, policy, source, name or source.name, ambiguous)
+        road = _Road(call, settings, options, policy, source, name or source.name, ambiguous, pooling)
         attended(road.run(given))
 
 
@@ -228,21 +233,19 @@ class _Source:
         if self.rows is None:
             return rows_of.matrix_rows(self.matrix, _lines)
         if self.rows == STDIN:
-            return _table(_decoded(_stdin(), "standard input"), "standard input", "")
+            return _table(_decoded(_stdin(), "standard input"), "standard input", Path())
         path = Path(self.rows)
-        return (
-            rows_of.folder_rows(path) if path.is_dir() else _table(_lines(self.rows), path.name, path.suffix)
-        )
+        return rows_of.folder_rows(path) if path.is_dir() else _table(_lines(self.rows), path.name, path)
 
 
-def _table(lines: Iterator[str], name: str, suffix: str) -> Iterator[Row]:
-    """JSON Lines or CSV, by the name's suffix, else by how the text begins."""
-    reader = READERS.get(suffix.lower())
+def _table(lines: Iterator[str], name: str, path: Path) -> Iterator[Row]:
+    """JSON Lines or CSV, by the suffix of its path, else by how the text begins."""
+    reader = READERS.get(path.suffix.lower())
     if reader is None:
         blank = list(_first_lines(lines))
         reader = rows_of.jsonl_rows if blank and blank[-1].lstrip().startswith("{") else rows_of.csv_rows
         lines = chain(blank, lines)
-    return reader(lines, name)
+    return reader(lines, name, path.parent)
 
 
 def _first_lines(lines: Iterator[str]) -> Iterator[str]:
@@ -301,6 +304,7 @@ class _Road:
     source: _Source
     name: str
     ambiguous: Ambiguous
+    pooling: Pooling
 
     async def run(self, rows: Iterator[Row | ComfyflowError]) -> None:
         """Run the rows, tell of each as it ends, and of all at the end."""
@@ -311,7 +315,7 @@ class _Road:
             if record.name == "none":
                 tell([FORGETFUL])
             runner = await self._runner(stack, record.store)
-            await runner.client.system_stats()  # a wrong address is told at once, not row by row
+            await runner.client.ready()  # a wrong address is told at once, not row by row
             batch = Batch(runner, self.name, self.source.base, self.policy)
             try:
                 await self._work(batch, rows)
@@ -328,7 +332,7 @@ class _Road:
         from ..runner import Runner
 
         settings, websocket = self.settings, not self.options.no_websocket
-        client = connected(settings, settings.url, websocket=websocket, ambiguous=self.ambiguous)
+        client = connected(settings, websocket=websocket, ambiguous=self.ambiguous, pooling=self.pooling)
         runner = Runner(
             await stack.enter_async_context(client),
             store,

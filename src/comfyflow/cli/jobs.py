@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,7 @@ from .app import (
     Following,
     JobArgument,
     KeepOption,
+    Pooling,
     Sending,
     SharedOption,
     app,
@@ -108,6 +109,7 @@ def run(
     key: KeyOption = None,
     on_interrupt: InterruptOption = OnInterrupt.CANCEL,
     sending: Sending,
+    pooling: Pooling,
     options: Following,
 ) -> None:
     """Send a workflow; with --wait save its files.
@@ -121,15 +123,9 @@ def run(
         settings = options.settings(output=output, shared=shared, keep_content=keep_content)
         _check_simulation(simulate, options.server, wait)
         call.workflow = workflow = _patched(loaded(file), assignments or (), _seed(seed, call))
-        if comfyui_output is not None and not comfyui_output.is_dir():
-            raise UsageError(
-                f"--comfyui-output: {comfyui_output} is no folder here: mount it, or leave it out"
-            )
-        if key == "":
-            raise UsageError("--key: an empty key tells nothing apart: give it a text")
-        road = _Road(
-            call, settings, options, sending, simulate, allow_partial, comfyui_output, key, on_interrupt
-        )
+        _check_places(comfyui_output, key)
+        ways = options, sending, pooling
+        road = _Road(call, settings, *ways, simulate, allow_partial, comfyui_output, key, on_interrupt)
         if wait:
             check_folder(settings.output)
         attended(road.follow(workflow) if wait else road.submit(workflow))
@@ -187,6 +183,7 @@ class _Road:
     settings: Settings
     options: Following
     sending: Sending
+    pooling: Pooling
     simulate: bool
     allow_partial: bool
     comfyui_output: Path | None
@@ -219,8 +216,11 @@ class _Road:
 
         settings, sending = self.settings, self.sending
         async with AsyncExitStack() as stack:
-            url = await stack.enter_async_context(_simulator()) if self.simulate else settings.url
-            client = connected(settings, url, websocket=websocket, ambiguous=sending.ambiguous)
+            if self.simulate:
+                settings = replace(settings, url=await stack.enter_async_context(_simulator()), servers=())
+            client = connected(
+                settings, websocket=websocket, ambiguous=sending.ambiguous, pooling=self.pooling
+            )
             self.call.known["server"] = "simulated" if self.simulate else settings.shown_url
             runner = Runner(
                 await stack.enter_async_context(client),
@@ -231,7 +231,7 @@ class _Road:
                 shared=settings.shared,
                 keep_content=settings.keep_content,
                 on_lost=sending.on_lost,
-                resubmits=sending.resubmit_lost,
+                resubmits=sending.resubmit_lost or 1,
                 on_job=self.noted.note,
             )
             yield await stack.enter_async_context(runner)
@@ -256,6 +256,8 @@ class _Road:
             job = await self._submitted(runner, workflow)
             self.noted.job, self.noted.accepted = job, True
             self.call.known["prompt_id"] = job.prompt_id
+            if not self.simulate and len(self.settings.servers) > 1:
+                self.call.known["server"] = job.server
             done = await runner.complete(job, on_view=progress.show, timeout=self.settings.timeouts.total)
             self.call.known["prompt_id"] = done.prompt_id
             return done
@@ -330,7 +332,7 @@ async def _adopted(
 
     call.known["server"] = settings.shown_url
     # A socket tells a client of its own jobs alone (server.py, send_sync): this one is another client's.
-    async with connected(settings, settings.url, websocket=False, poll=OFTEN) as client:
+    async with connected(settings, websocket=False, poll=OFTEN) as client:
         runner = Runner(
             client, store, settings.output, shared=settings.shared, keep_content=settings.keep_content
         )
@@ -374,8 +376,15 @@ def _patched(workflow: Workflow, assignments: Iterable[str], seed: int | None) -
     return patched
 
 
-def _check_simulation(simulate: bool, server: str | None, wait: bool) -> None:
-    if simulate and server is not None:
+def _check_places(comfyui_output: Path | None, key: str | None) -> None:
+    if comfyui_output is not None and not comfyui_output.is_dir():
+        raise UsageError(f"--comfyui-output: {comfyui_output} is no folder here: mount it, or leave it out")
+    if key == "":
+        raise UsageError("--key: an empty key tells nothing apart: give it a text")
+
+
+def _check_simulation(simulate: bool, servers: Sequence[str] | None, wait: bool) -> None:
+    if simulate and servers:
         raise UsageError("--simulate and --server exclude each other: leave one of them out")
     if simulate and not wait:
         raise UsageError("--simulate needs --wait: the simulated server ends with this command")

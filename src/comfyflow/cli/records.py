@@ -38,6 +38,7 @@ UntilOption = Annotated[str | None, typer.Option(metavar="2h|3d|DATE", help="Old
 TextOption = Annotated[
     str | None, typer.Option(metavar="WORDS", help='Words of the prompt; also "two words", or, -without.')
 ]
+BatchOption = Annotated[str | None, typer.Option(metavar="NAME", help="Of the batch of this name.")]
 LimitOption = Annotated[int, typer.Option(min=1, metavar="N", help="At most so many, the newest.")]
 
 
@@ -51,6 +52,7 @@ class Wanted:
     node: Annotated[str | None, typer.Option(metavar="NODE", help="Saved by this node, id or title.")] = None
     job: Annotated[str | None, typer.Option(metavar="ID", help="Of this job.")] = None
     sha256: Annotated[str | None, typer.Option(metavar="HEX", help="With these very bytes.")] = None
+    batch: BatchOption = None
     since: SinceOption = None
     until: UntilOption = None
 
@@ -69,6 +71,7 @@ class Wanted:
             prompt_id=self.job,
             sha256=None if self.sha256 is None else self.sha256.lower(),
             limit=limit,
+            batch=self.batch,
         )
 
 
@@ -83,6 +86,7 @@ def runs(
         str | None, typer.Option(metavar="HEX", help="Of this workflow: its digest or the beginning of it.")
     ] = None,
     server: Annotated[str | None, typer.Option(metavar="URL", help="Sent to this server.")] = None,
+    batch: BatchOption = None,
     limit: LimitOption = 50,
     options: Reading,
 ) -> None:
@@ -93,7 +97,7 @@ def runs(
 
         after, before = _moments(since, until)
         address = None if server is None else without_credentials(normalise_url(server, source="--server"))
-        wanted = RunFilter(state, after, before, text, digest, address, limit)
+        wanted = RunFilter(state, after, before, text, digest, address, limit, batch)
         found = attended(_read(options, lambda archive: archive.runs(wanted)))
         call.table(
             {"runs": [tables.run_document(run) for run in found]},

@@ -23,6 +23,7 @@ from .app import (
     Following,
     JobArgument,
     KeepOption,
+    Pooling,
     Sending,
     SharedOption,
     app,
@@ -57,6 +58,7 @@ def resume(
     keep_content: KeepOption = False,
     concurrency: ConcurrencyOption = 100,
     sending: Sending,
+    pooling: Pooling,
     options: Following,
 ) -> None:
     """Bring every unfinished job of a server to its end.
@@ -69,7 +71,7 @@ def resume(
         settings = options.settings(output=output, shared=shared, keep_content=keep_content)
         if output is not None:
             check_folder(output)
-        road = _Resuming(call, settings, options, sending, concurrency, in_place=output is None)
+        road = _Resuming(call, settings, options, sending, pooling, concurrency, in_place=output is None)
         attended(road.run())
 
 
@@ -114,7 +116,7 @@ async def _cancel(call: Call, settings: Settings, named: _Named, prompt_id: str,
     from ..runner import Runner
 
     call.known["server"] = settings.shown_url
-    async with recorded(call, named) as record, connected(settings, settings.url, websocket=False) as client:
+    async with recorded(call, named) as record, connected(settings, websocket=False) as client:
         runner = Runner(client, record.store, settings.output)
         done = await runner.cancel(prompt_id, timeout=settings.timeouts.total, force=force)
     said = "cancelled" if done else "not cancelled: it has ended already, or the server does not know it"
@@ -133,6 +135,7 @@ class _Resuming:
     settings: Settings
     options: Following
     sending: Sending
+    pooling: Pooling
     concurrency: int
     in_place: bool
 
@@ -145,7 +148,7 @@ class _Resuming:
                 raise UsageError("there is nothing to resume: --database none means that nothing is recorded")
             async with AsyncExitStack() as stack:
                 runner = await self._runner(stack, record.store)
-                await runner.client.system_stats()  # a wrong address is told at once, not after the silence
+                await runner.client.ready()  # a wrong address is told at once, not after the silence
                 async for result in runner.resume(concurrency=self.concurrency):
                     done.append(result)
                     self._tell(result)
@@ -160,7 +163,9 @@ class _Resuming:
 
         settings, sending = self.settings, self.sending
         # A socket tells a client of its own jobs alone (server.py, send_sync): these are another client's.
-        client = connected(settings, settings.url, websocket=False, poll=OFTEN, ambiguous=sending.ambiguous)
+        client = connected(
+            settings, websocket=False, poll=OFTEN, ambiguous=sending.ambiguous, pooling=self.pooling
+        )
         runner = Runner(
             await stack.enter_async_context(client),
             store,
@@ -168,7 +173,7 @@ class _Resuming:
             shared=settings.shared,
             keep_content=settings.keep_content,
             on_lost=sending.on_lost,
-            resubmits=sending.resubmit_lost,
+            resubmits=sending.resubmit_lost or 1,
             in_place=self.in_place,
         )
         return await stack.enter_async_context(runner)
@@ -182,17 +187,22 @@ class _Resuming:
 
     async def _explain(self, runner: Runner) -> None:
         """Why there was nothing to do: the wrong server was named, or somebody else is at it."""
-        here = str(runner.client.server)
+        here = runner.client.addresses
         held = await runner.others()
         lines = [
             f"{one.jobs} unfinished: process {one.worker.pid} on {one.worker.host} works on that"
             for one in held
         ]
-        elsewhere = Counter([job.server async for job in runner.store.unfinished() if job.server != here])
+        elsewhere = Counter([job.server async for job in runner.store.unfinished() if job.server not in here])
         lines += [
             f"{count} unfinished on {server}: name it with --server" for server, count in elsewhere.items()
         ]
-        tell([f"comfyflow: nothing to resume on {here}", *(f"  {report.printable(line)}" for line in lines)])
+        tell(
+            [
+                f"comfyflow: nothing to resume on {', '.join(here)}",
+                *(f"  {report.printable(line)}" for line in lines),
+            ]
+        )
 
 
 def _document(result: RunResult) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from ..errors import UsageError
 from ..exits import ExitCode
 from ..models import JobState
 from ..settings import Settings
-from .app import Asking, FileArgument, JobArgument, Speaking, app, command, connected, loaded
+from .app import Asking, FileArgument, JobArgument, Speaking, app, command, connected, loaded, only_one
 
 if TYPE_CHECKING:
     from ..client import ComfyClient
+    from ..pool import ServerPool
 
 T = TypeVar("T")
 
@@ -62,6 +63,7 @@ def health(*, options: Asking) -> None:
     call = options.call()
     with call.guarded():
         settings = options.settings()
+        only_one(settings, "comfyflow servers")
         call.known["server"] = settings.shown_url
         document = attended(_asked(settings, lambda client: _health(client, settings.shown_url)))
         call.answer(document, report.health_lines(document))
@@ -83,13 +85,15 @@ def sim(
         attended(_serve(call, host=host, port=port, step_delay=step_delay, profile=profile))
 
 
-async def _asked(settings: Settings, question: Callable[[ComfyClient], Coroutine[Any, Any, T]]) -> T:
+async def _asked(
+    settings: Settings, question: Callable[[ComfyClient | ServerPool], Coroutine[Any, Any, T]]
+) -> T:
     """One question to a server; no socket is opened for it."""
-    async with connected(settings, settings.url, websocket=False) as client:
+    async with connected(settings, websocket=False) as client:
         return await question(client)
 
 
-async def _health(client: ComfyClient, url: str) -> dict[str, Any]:
+async def _health(client: ComfyClient | ServerPool, url: str) -> dict[str, Any]:
     stats, queue = await client.system_stats(), await client.queue()
     return report.health_document(url, stats, len(queue.running), len(queue.pending))
 

@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--root", type=Path, default=None, help="folder for output, temp and input")
     options.add_argument("--base-path", default="", help="serve below this path")
     options.add_argument("--no-previews", action="store_true", help="samplers send no previews")
+    options.add_argument("--log", type=Path, default=None, help="file for a line for each prompt executed")
     options.add_argument("--any-model", action="store_true", help="take every checkpoint name")
     return options
 
@@ -48,6 +49,7 @@ async def _serve(given: argparse.Namespace) -> None:
         previews=not given.no_previews,
         any_model=given.any_model,
         record=False,
+        log=given.log,
     )
     task = asyncio.create_task(serve(sim))
     with suppress(NotImplementedError):  # Windows has no signal handlers on a loop

@@ -88,13 +88,15 @@ class Outside:
     """What the engine needs of the server around it.
 
     `send` hands a message to the sockets; `changed` is called whenever something moved; `wants_metadata`
-    tells whether a client's socket asked for previews of the newer kind; `reported` names a new file.
+    tells whether a client's socket asked for previews of the newer kind; `reported` names a new file;
+    `started` is told of each prompt whose execution begins.
     """
 
     send: Send
     changed: Callable[[], None]
     wants_metadata: Callable[[Any], bool]
     reported: Callable[[str, Path], str]
+    started: Callable[[str], None]
 
 
 class Engine:
@@ -104,6 +106,7 @@ class Engine:
         self.profile, self.folders, self.pace = profile, folders, pace
         self.send, self.changed = outside.send, outside.changed
         self.wants_metadata, self.reported = outside.wants_metadata, outside.reported
+        self.started = outside.started
         self.executed: Counter[str] = Counter()
         self._gate = asyncio.Event()
         self._gate.set()
@@ -288,6 +291,7 @@ class _Run:
     async def execute(self) -> Outcome:
         engine = self.engine
         engine.executed[self.prompt_id] += 1
+        engine.started(self.prompt_id)
         engine.interrupted = False
         engine.client_id, engine.last_node = self.extra.get("client_id"), None
         for node_id in self.graph:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 import tempfile
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -49,7 +50,8 @@ class Sim:
     samplers send them. root: the folder that holds output, temp and input (default: a temporary one, removed
     at the end). max_history: as many entries, plus one, are kept. auth: the exact Authorization header to
     demand. any_model: take every checkpoint name. record: keep `requests` and `events` (switch it off for
-    long runs).
+    long runs). log: a file that gets a line of JSON, `{"at": seconds since 1970, "prompt_id": ...}`, for each
+    prompt whose execution begins; it outlives this process, however that ends.
     """
 
     def __init__(
@@ -70,20 +72,20 @@ class Sim:
         any_model: bool = False,
         max_upload: int = MAX_UPLOAD,
         record: bool = True,
+        log: Path | None = None,
     ) -> None:
         self.host, self.port, self.base_path = host, port, base_path.rstrip("/")
         self.faults = Faults()
         self.requests: list[tuple[str, str]] = []
         self.events: list[dict[str, Any]] = []
         self._auth, self._ssl, self._max_upload = auth, ssl_context, max_upload
-        self._record, self._any_model = record, any_model
+        self._record, self._any_model, self._log = record, any_model, log
         self._temporary = tempfile.TemporaryDirectory(prefix="comfyflow-sim-") if root is None else None
         self.folders = Folders(Path(self._temporary.name if self._temporary else root or ".").absolute())
         pace = Pace(step_delay, history_gap, time_scale, previews, max_history)
         self._waiting = Waiting()
         self._notify = self._waiting.notify
-        outside = Outside(self._send, self._notify, self._wants_metadata, self.faults.reported)
-        self.engine = Engine(PROFILES[profile], self.folders, pace, outside)
+        self.engine = Engine(PROFILES[profile], self.folders, pace, self._outside())
         self._sockets: dict[Hashable, _Socket] = {}
         self._open: set[_Socket] = set()
         self._transports: WeakSet[asyncio.Transport] = WeakSet()
@@ -111,6 +113,8 @@ class Sim:
 
     async def start(self) -> None:
         """Listen and work. After `kill`: a new process on the same port and the same folders."""
+        if self._log is not None:
+            self._log.touch()  # one that cannot be written is told now, not to the worker
         app = web.Application(middlewares=[self._middleware], client_max_size=self._max_upload)
         self._add_routes(app)
         # aiohttp takes 0 for "wait for ever": a connection that came in just now would hold up `kill`.
@@ -163,6 +167,9 @@ class Sim:
         await self.kill()
         if self._temporary is not None:
             self._temporary.cleanup()
+
+    def _outside(self) -> Outside:
+        return Outside(self._send, self._notify, self._wants_metadata, self.faults.reported, self._started)
 
     def _add_routes(self, app: web.Application) -> None:
         routes = Routes(self.engine, self.folders, any_model=self._any_model, aliases=self.faults.aliases)
@@ -278,6 +285,12 @@ class Sim:
     def _wants_metadata(self, client_id: Any) -> bool:
         socket = self._find(client_id)
         return socket is not None and bool(socket.flags.get("supports_preview_metadata"))
+
+    def _started(self, prompt_id: str) -> None:
+        """Written and closed before the prompt goes on: the kernel has it then, whoever dies."""
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"at": time.time(), "prompt_id": prompt_id}) + "\n")
 
     def _find(self, client_id: Any) -> _Socket | None:
         return self._sockets.get(client_id) if isinstance(client_id, Hashable) else None

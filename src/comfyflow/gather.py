@@ -1,0 +1,127 @@
+"""Group commit: while statements are on their way to the database the writes of other callers gather, and the
+next statement carries them all. Who comes while nothing is on its way does not wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import chain
+from operator import itemgetter
+
+from .errors import StoreError
+from .models import JobState
+from .rows import Batch, Row
+
+LANES, GROUP = 2, 32  # statements under way at once, and writes in one of them
+LOAD = 2000  # nodes of graphs in one of them, unless one alone has more: nothing else runs while JSON is made
+_ON_THE_WAY = frozenset({"prompt_id", "state", "submitted_at", "started_at"})
+
+Send = Callable[[Batch], Awaitable[None]]
+
+
+class Refused(StoreError):
+    """The fault is in what was to be written: no database will ever take it."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """Writes of several callers that go to the database as one. `done` says False when that did not work out
+    and each has to go on its own."""
+
+    batches: list[Batch] = field(default_factory=list)
+    runs: dict[str, Row] = field(default_factory=dict)
+    load: int = 0
+    done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether there is room for it, and what it says of a job fits what was said before."""
+        if len(self.batches) >= GROUP or self.load + _load_of(batch) > LOAD:
+            return False
+        return all(_fit(self.runs.get(run["prompt_id"]), run) for run in batch.runs)
+
+    def add(self, batch: Batch) -> None:
+        """Put it behind the others."""
+        self.batches.append(batch)
+        self.load += _load_of(batch)
+        for run in batch.runs:
+            known = self.runs.get(run["prompt_id"])
+            self.runs[run["prompt_id"]] = run if known is None else _both(known, run)
+
+    def merged(self) -> Batch:
+        """All of them as one: each job once, in the order of the ids, so that nobody waits crosswise."""
+        if len(self.batches) == 1:
+            return self.batches[0]
+        runs = sorted(self.runs.values(), key=itemgetter("prompt_id"))
+        assets, events, workers = (
+            tuple(chain.from_iterable(getattr(one, name) for one in self.batches))
+            for name in ("assets", "events", "workers")
+        )
+        return Batch(tuple(runs), assets, events, workers=workers)
+
+
+class Gathering:
+    """Sends batches by `send`, which raises Refused for one that is wrong, LANES at once."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._lanes = asyncio.Semaphore(LANES)
+        self._open: _Group | None = None
+
+    async def commit(self, batch: Batch) -> None:
+        """Write one caller's batch, all or nothing, alone or together with others. Raises what `send` does,
+        and Refused only where this very batch is wrong. A cancelled one has been written or not."""
+        group = self._open
+        if batch.renames:
+            await self._send(batch)
+        elif group is None or not group.takes(batch):
+            await self._lead(batch)
+        else:
+            group.add(batch)
+            if not await asyncio.shield(group.done):
+                await self._send(batch)
+
+    async def _lead(self, batch: Batch) -> None:
+        """The first of a group sends it, as soon as there is a lane free."""
+        group = self._open = _Group()
+        group.add(batch)
+        try:
+            async with self._lanes:
+                self._close(group)
+                await self._send(group.merged())
+            group.done.set_result(True)
+        except Refused:
+            if len(group.batches) == 1:
+                raise
+            group.done.set_result(False)
+            await self._send(batch)
+        finally:
+            self._close(group)
+            if not group.done.done():
+                group.done.set_result(False)
+
+    def _close(self, group: _Group) -> None:
+        """Nobody joins it any more."""
+        if self._open is group:
+            self._open = None
+
+
+def _load_of(batch: Batch) -> int:
+    return sum(len(run["graph"]) for run in batch.runs if "graph" in run)
+
+
+def _fit(known: Row | None, run: Row) -> bool:
+    """Whether two rows of one job can be one: one of them tells no more than how far it has got."""
+    if known is None:
+        return True
+    on_the_way = known.keys() <= _ON_THE_WAY or run.keys() <= _ON_THE_WAY
+    return on_the_way and "added" not in run and not (known.keys() | run.keys()) & {"moves"}
+
+
+def _both(known: Row, run: Row) -> Row:
+    """Two rows as one, as if they had been written one after the other: what was said first stays, of the
+    states the highest."""
+    row = {**run, **known}
+    if "state" in known and "state" in run and JobState(run["state"]).rank > JobState(known["state"]).rank:
+        row["state"] = run["state"]
+    return row

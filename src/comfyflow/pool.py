@@ -1,0 +1,542 @@
+"""ServerPool: several ComfyUI servers as if they were one.
+
+The pool holds the backlog, not ComfyUI's memory: a server gets a few jobs ahead of the one that it runs, and
+whoever wants to send more waits for room. A job that a server has is that server's until its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+
+from . import protocol
+from .api import Server
+from .client import ComfyClient
+from .errors import NoServer, NotRunnable, ServerUnreachable, UsageError
+from .inputs import Inputs
+from .member import Health, Member, ServerView
+from .models import (
+    Ambiguous,
+    JobResult,
+    JobState,
+    JobView,
+    OutputFile,
+    PoolServer,
+    SavedFile,
+    Timeouts,
+    UploadedFile,
+)
+from .several import end
+from .submit import BeforeSend, key_id
+from .workflow import Workflow
+
+T = TypeVar("T")
+AHEAD = 2  # jobs of ours that wait in a server's own queue: the next one begins without a pause
+LOST_AFTER = 60.0  # s
+PATROL_EVERY = 1.0  # s between looks at those who wait for a server that nobody hears of
+USUAL = 1.0  # s that a job takes, before any was measured
+GRACE = 5.0  # s for which a server that has never answered is waited for
+ALL = 8  # servers that are asked something at once
+
+
+class _Waiter:
+    """Somebody with a workflow and no place for it."""
+
+    def __init__(self, workflow: Workflow, besides: Collection[str], now: float) -> None:
+        self.workflow, self.besides, self.since = workflow, besides, now
+        self.place: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
+        self._fits: dict[Member, tuple[object, bool]] = {}
+
+    def fits(self, member: Member) -> bool:
+        """Whether the server has all that the workflow names, and was not tried in vain just now."""
+        known = self._fits.get(member)
+        if known is None or known[0] is not member.inventory:
+            known = member.inventory, not member.lacks(self.workflow)
+            self._fits[member] = known
+        return known[1] and member.url not in self.besides
+
+
+class ServerPool:
+    """Servers, with the interface of one `ComfyClient`. Use it as an async context manager.
+
+    Each of `servers` is an address, a `PoolServer`, or a `ComfyClient` that the pool then opens and closes;
+    `options` are those of `ComfyClient`, for every server given by its address. A job goes to the server that
+    would have done it first, of those that have all the node classes and model files which it names, by the
+    length of their queues, the seconds that jobs take there, and their weight; at most `ahead` jobs of ours
+    wait on a server. One that refuses connections for `lost_after` seconds is gone, and what it held is lost
+    (None: never). Servers in `gone` are not there any more, as their operator knows for certain.
+
+    Raises UsageError for no server, or one that is given twice.
+    """
+
+    def __init__(
+        self,
+        servers: Iterable[str | PoolServer | ComfyClient],
+        *,
+        ahead: int = AHEAD,
+        lost_after: float | None = LOST_AFTER,
+        gone: Iterable[str] = (),
+        **options: Any,
+    ) -> None:
+        self._inputs = Inputs()
+        self._specs = [_client_of(one, options) for one in servers]
+        urls = [str(client.server) for client, _ in self._specs]
+        twice = next((url for url in urls if urls.count(url) > 1), None)
+        if not urls or twice is not None:
+            raise UsageError("a pool needs a server" if not urls else f"{twice} is given twice")
+        self._ahead, self._lost_after = ahead, lost_after
+        self._departed = tuple({str(Server.at(url)): None for url in gone}.keys() - set(urls))
+        self._members: list[Member] = []
+        self._waiters: dict[_Waiter, None] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            for client, spec in self._specs:
+                client.share(self._inputs)
+                await stack.enter_async_context(client)
+                self._members.append(
+                    Member(
+                        client,
+                        spec,
+                        ahead=self._ahead,
+                        lost_after=self._lost_after,
+                        changed=self._serve,
+                        asked=self._survey,
+                        successes=lambda: sum(one.succeeded for one in self._members),
+                    )
+                )
+            self._stack = stack.pop_all()
+        works = [member.watch for member in self._members] + [self._patrol]
+        self._tasks = [asyncio.create_task(work(), name="comfyflow pool") for work in works]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._stack.aclose()
+        self._members.clear()
+
+    # -- the servers --
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Those that jobs of ours are recorded with, of the departed servers too."""
+        return (*(str(client.server) for client, _ in self._specs), *self._departed)
+
+    @property
+    def servers(self) -> tuple[ServerView, ...]:
+        """How each server is now."""
+        return tuple(member.view() for member in self._members)
+
+    @property
+    def timeout(self) -> Timeouts:
+        """The budgets of the first server, in seconds."""
+        return self._specs[0][0].timeout
+
+    @property
+    def ambiguous(self) -> Ambiguous:
+        """What is done about a job of which nobody can tell whether a server has read it."""
+        return self._specs[0][0].ambiguous
+
+    def drain(self, url: str) -> None:
+        """Send no more jobs to this server; those that it has go on. Raises UsageError."""
+        self._named(url).drained = True
+
+    def undrain(self, url: str) -> None:
+        """Send jobs to it again. Raises UsageError."""
+        self._named(url).drained = False
+        self._serve()
+
+    def bury(self, url: str) -> None:
+        """This server's process has ended, as its operator knows for certain: what it held is lost, and goes
+        to others. It comes back when it answers. Raises UsageError."""
+        self._named(url).bury()
+
+    async def ready(self) -> None:
+        """Wait until one server has answered. Raises ServerError when none does."""
+        if not any(member.health.answers for member in self._members):
+            await _each(self._members, Member.ask)
+        if not any(member.health.answers for member in self._members):
+            raise self._nobody(self._members)
+
+    def departed(self, server: str) -> bool:
+        """Whether a server's process has ended, and its queue with it."""
+        gone = (member.health is Health.GONE for member in self._members if member.url == server)
+        return server in self._departed or next(gone, False)
+
+    def while_there(self, server: str) -> AbstractContextManager[None]:
+        """The block ends when that server is gone. Raises ServerUnreachable then."""
+        found = (member.while_there() for member in self._members if member.url == server)
+        return next(found, nullcontext())
+
+    def suspect(self, server: str) -> None:
+        """A request to it had no answer: it gets no job until it has shown that it is there."""
+        for member in self._members:
+            if member.url == server:
+                member.suspect()
+
+    async def of(self, prompt_id: str, server: str | None = None) -> ComfyClient:
+        """The client of the server that has, or had, a job: `server` if it is one of ours, else the one that
+        knows it, else any. Raises ServerUnreachable when one that might know it does not answer."""
+        for member in self._members:
+            if member.url == server:
+                return member.client
+        for member in self._members:
+            if member.client.follower.known(prompt_id) is not None:
+                return member.client
+        return await self._search(prompt_id)
+
+    # -- jobs --
+
+    @asynccontextmanager
+    async def placed(
+        self, workflow: Workflow | Mapping[str, Any], *, besides: Collection[str] = ()
+    ) -> AsyncIterator[ComfyClient]:
+        """Where to send a workflow now: waits for room, and keeps it until the block ends. `besides` are
+        addresses that were tried in vain.
+
+        Raises NotRunnable, and NoServer when none of those that could run it has answered for `lost_after`
+        seconds (at once, where none ever did).
+        """
+        member = await self._place(Workflow.load(workflow), besides)
+        try:
+            yield member.client
+        finally:
+            member.reserved -= 1
+            self._serve()
+
+    async def submit_workflow(
+        self,
+        workflow: Workflow | Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
+        before_send: BeforeSend | None = None,
+        **options: Any,
+    ) -> str:
+        """Queue a workflow on one of the servers and return its prompt id: see
+        `ComfyClient.submit_workflow`.
+
+        A server that refuses the connection is passed over. With an `idempotency_key` every server is asked
+        for it first. Raises NotRunnable and NoServer too. Cancelling leaves open whether a server has it.
+        """
+        graph = Workflow.load(workflow)
+        if idempotency_key is not None and await self.remembers(graph, idempotency_key):
+            return key_id(idempotency_key)
+        sent = {"idempotency_key": idempotency_key, "before_send": before_send, **options}
+        tried: set[str] = set()
+        while (prompt_id := await self._sent(graph, tried, sent)) is None:
+            pass
+        return prompt_id
+
+    async def _sent(self, graph: Workflow, tried: set[str], options: Mapping[str, Any]) -> str | None:
+        """None when the server that was chosen certainly does not have it."""
+        async with self.placed(graph, besides=tried) as client:
+            try:
+                return await client.submit_workflow(graph, **options)
+            except ServerUnreachable as error:
+                if error.sent or options.get("maybe_sent"):
+                    raise
+                tried.add(str(client.server))
+                self.suspect(str(client.server))
+        return None
+
+    async def remembers(self, workflow: Workflow | Mapping[str, Any], idempotency_key: str) -> bool:
+        """Whether a server that answers remembers a job of this key. Raises KeyConflict, NotSupported,
+        ServerError."""
+        asked = [member for member in self._members if member.health.answers]
+        found = await _each(asked, lambda one: _remembered(one, workflow, idempotency_key))
+        return any(found)
+
+    async def poll_status(self, prompt_id: str) -> JobView:
+        """See `ComfyClient.poll_status`."""
+        client = await self.of(prompt_id)
+        return _told(await client.poll_status(prompt_id), client)
+
+    async def watch(self, prompt_id: str) -> AsyncGenerator[JobView, None]:
+        """See `ComfyClient.watch`."""
+        client = await self.of(prompt_id)
+        async with aclosing(client.watch(prompt_id)) as views:
+            async for view in views:
+                yield _told(view, client)
+
+    async def wait(self, prompt_id: str, *, timeout: float | None = None) -> JobResult:
+        """See `ComfyClient.wait`: at most `timeout` seconds."""
+        client = await self.of(prompt_id)
+        return _marked(await client.wait(prompt_id, timeout=timeout), client)
+
+    async def result(self, prompt_id: str, *, timeout: float | None = None) -> JobResult:
+        """See `ComfyClient.result`: at most `timeout` seconds."""
+        client = await self.of(prompt_id)
+        return _marked(await client.result(prompt_id, timeout=timeout), client)
+
+    async def cancel(self, prompt_id: str, *, timeout: float | None = None, force: bool = False) -> bool:
+        """See `ComfyClient.cancel`: at most `timeout` seconds."""
+        return await (await self.of(prompt_id)).cancel(prompt_id, timeout=timeout, force=force)
+
+    async def sent(self, prompt_id: str) -> protocol.SentPrompt | None:
+        """See `ComfyClient.sent`."""
+        return await (await self.of(prompt_id)).sent(prompt_id)
+
+    # -- files --
+
+    async def download_output(self, output: OutputFile, destination: Path | str) -> SavedFile:
+        """See `ComfyClient.download_output`. Raises UsageError for an output that did not come from this
+        pool: names tell nothing, each server may have a file of that name."""
+        if output.server is None:
+            raise UsageError("which server has this file is not known: take outputs from the pool's results")
+        return await self._named(output.server).client.download_output(output, destination)
+
+    async def download_images(self, prompt_id: str, destination_dir: Path | str) -> list[SavedFile]:
+        """See `ComfyClient.download_images`."""
+        return await (await self.of(prompt_id)).download_images(prompt_id, destination_dir)
+
+    async def input_file(self, source: Path | str | bytes, *, name: str | None = None) -> str:
+        """See `ComfyClient.input_file`: each server gets it once, before the first job there that names
+        it."""
+        return await self._inputs.add(source, name)
+
+    async def upload_image(self, source: Path | str | bytes, *, name: str | None = None) -> UploadedFile:
+        """Like `input_file`: the name is made of the content. Raises UsageError."""
+        return UploadedFile(await self._inputs.add(source, name))
+
+    # -- everything at once --
+
+    async def queue(self) -> protocol.QueueView:
+        """Everybody's jobs on all servers, one server after the other. Raises ServerError."""
+        found = await _each(self._members, lambda one: one.client.queue())
+        running = (item for view in found for item in view.running)
+        return protocol.QueueView(tuple(running), tuple(item for view in found for item in view.pending))
+
+    async def history(self, prompt_id: str | None = None, *, max_items: int | None = None) -> dict[str, Any]:
+        """See `ComfyClient.history`; `max_items` of each server. Raises ServerError."""
+        if prompt_id is not None:
+            return await (await self.of(prompt_id)).history(prompt_id)
+        found = await _each(self._members, lambda one: one.client.history(max_items=max_items))
+        return {key: entry for part in found for key, entry in part.items()}
+
+    async def system_stats(self) -> dict[str, Any]:
+        """`ComfyClient.system_stats` of each server, by its address. Raises ServerError."""
+        found = await _each(self._members, lambda one: one.client.system_stats())
+        return {member.url: stats for member, stats in zip(self._members, found, strict=True)}
+
+    async def object_info(self, node_class: str | None = None) -> dict[str, Any]:
+        """What nodes any of the servers has. Raises ServerError."""
+        found = await _each(self._members, lambda one: one.client.object_info(node_class))
+        return {key: info for part in found for key, info in part.items()}
+
+    async def free(self, *, unload_models: bool = True, free_memory: bool = True) -> None:
+        """See `ComfyClient.free`, on every server. Raises ServerError."""
+        flags = {"unload_models": unload_models, "free_memory": free_memory}
+        await _each(self._members, lambda one: one.client.free(**flags))
+
+    # -- placing --
+
+    async def _place(self, workflow: Workflow, besides: Collection[str]) -> Member:
+        waiter = _Waiter(workflow, besides, anyio.current_time())
+        await self._check_runnable(waiter)
+        self._waiters[waiter] = None
+        try:
+            self._serve()
+            self._despair(waiter)
+            return await waiter.place
+        except asyncio.CancelledError:
+            if waiter.place.done() and not waiter.place.cancelled() and waiter.place.exception() is None:
+                waiter.place.result().reserved -= 1  # it came in the same moment
+            raise
+        finally:
+            self._waiters.pop(waiter, None)
+
+    def _serve(self) -> None:
+        """Give places to those who wait, the first who came first, as far as there is room."""
+        if not self._waiters:
+            return
+        free = [member for member in self._members if member.has_room]
+        for waiter in list(self._waiters):
+            if not free:
+                return
+            if waiter.place.done():
+                continue
+            member = self._best(waiter, free)
+            if member is None:
+                continue
+            member.reserved += 1
+            del self._waiters[waiter]
+            waiter.place.set_result(member)
+            if not member.has_room:
+                free.remove(member)
+
+    def _best(self, waiter: _Waiter, free: Sequence[Member]) -> Member | None:
+        """The server that would have done it first; None when one that has no room now would."""
+        fitting = [member for member in free if waiter.fits(member)]
+        if not fitting:
+            return None
+        usual = self._usual()
+        strange = {member: _strange(member, waiter.workflow) for member in fitting}
+        best = min(fitting, key=lambda one: (strange[one], one.delay(usual), one.succeeded))
+        full = [one for one in self._members if one.health is Health.UP and one not in free]
+        behind = len(self._waiters)
+        quicker = any(
+            waiter.fits(one) and one.delay_behind(behind, usual) < best.delay(usual) for one in full
+        )
+        return None if quicker else best
+
+    def _usual(self) -> float:
+        measured = [member.seconds for member in self._members if member.seconds is not None]
+        return sum(measured) / len(measured) if measured else USUAL
+
+    async def _check_runnable(self, waiter: _Waiter) -> None:
+        """Raises NotRunnable when each server says that it lacks something, asked anew."""
+        if self._could(waiter):
+            return
+        await _each(self._members, Member.refresh)
+        if self._could(waiter):
+            return
+        raise self._not_runnable(waiter)
+
+    def _not_runnable(self, waiter: _Waiter) -> NotRunnable:
+        missing = {member.url: member.lacks(waiter.workflow) for member in self._members}
+        told = "; ".join(f"{url} lacks {', '.join(names)}" for url, names in missing.items())
+        text = f"no server can run this workflow: {told}"
+        return NotRunnable(text, url=self._members[0].url, missing=missing)
+
+    def _could(self, waiter: _Waiter) -> bool:
+        return any(not member.lacks(waiter.workflow) for member in self._members)
+
+    async def _patrol(self) -> None:
+        """Time changes things too: rests end, patience does."""
+        while True:
+            await anyio.sleep(PATROL_EVERY)
+            self._survey()
+
+    def _survey(self) -> None:
+        self._serve()
+        for waiter in list(self._waiters):
+            self._despair(waiter)
+
+    def _despair(self, waiter: _Waiter) -> None:
+        """Tell somebody who waits that nobody who could run it answers."""
+        able = [member for member in self._members if waiter.fits(member)]
+        now = anyio.current_time()
+        if any(member.health.answers and not member.drained for member in able):
+            waiter.since = now
+            return
+        asked = all(member.health is not Health.UNKNOWN for member in able)
+        ever = any(member.ever for member in able)
+        patience = (self._lost_after or LOST_AFTER) if ever else 0.0 if asked else GRACE
+        if waiter.place.done():
+            return
+        if not self._could(waiter):
+            waiter.place.set_exception(self._not_runnable(waiter))
+        elif now - waiter.since >= patience or all(member.drained for member in self._members):
+            waiter.place.set_exception(self._nobody(able))
+
+    def _nobody(self, able: Sequence[Member]) -> NoServer:
+        drained = all(member.drained for member in self._members)
+        told = "; ".join(one.note or f"{one.url} takes no jobs" for one in able or self._members)
+        text = "every server is drained: let one take jobs again" if drained else f"no server: {told}"
+        up = any(member.health is Health.UP for member in self._members)
+        return NoServer(text, url=self._members[0].url, any_up=up)
+
+    # -- finding --
+
+    def _named(self, url: str) -> Member:
+        for member in self._members:
+            if url.rstrip("/") == member.url:
+                return member
+        raise UsageError(
+            f"{url} is no server of this pool: it has {', '.join(one.url for one in self._members)}"
+        )
+
+    async def _search(self, prompt_id: str) -> ComfyClient:
+        unheard: list[ServerUnreachable] = []
+
+        async def knows(member: Member) -> bool:
+            try:
+                return (await member.client.poll_status(prompt_id)).state is not JobState.LOST
+            except ServerUnreachable as error:
+                if member.health is not Health.GONE:
+                    unheard.append(error)
+                return False
+
+        found = await _each(self._members, knows)
+        for member, known in zip(self._members, found, strict=True):
+            if known:
+                return member.client
+        if unheard:
+            raise unheard[0]
+        return self._members[0].client
+
+
+def _client_of(
+    one: str | PoolServer | ComfyClient, options: Mapping[str, Any]
+) -> tuple[ComfyClient, PoolServer]:
+    if isinstance(one, ComfyClient):
+        return one, PoolServer(str(one.server))
+    spec = PoolServer(one) if isinstance(one, str) else one
+    return ComfyClient(spec.url, **options), spec
+
+
+async def _each(members: Sequence[Member], ask: Callable[[Member], Awaitable[T]]) -> list[T]:
+    """Ask several servers at once. Raises what the first of them raises."""
+    limit = asyncio.Semaphore(ALL)
+
+    async def asked(member: Member) -> T:
+        async with limit:
+            return await ask(member)
+
+    tasks = [asyncio.create_task(asked(member)) for member in members]
+    try:
+        return [await task for task in tasks]
+    finally:
+        await end(set(tasks))
+
+
+async def _remembered(member: Member, workflow: Workflow | Mapping[str, Any], key: str) -> bool:
+    """One that has just gone away says nothing."""
+    with suppress(ServerUnreachable):
+        return await member.client.remembers(workflow, key)
+    member.suspect()
+    return False
+
+
+def _strange(member: Member, workflow: Workflow) -> int:
+    return 0 if member.inventory is None else member.inventory.strange(workflow)
+
+
+def _marked(result: JobResult, client: ComfyClient) -> JobResult:
+    """Its outputs know whose they are."""
+    server = str(client.server)
+    return replace(result, outputs=tuple(replace(output, server=server) for output in result.outputs))
+
+
+def _told(view: JobView, client: ComfyClient) -> JobView:
+    return view if view.result is None else replace(view, result=_marked(view.result, client))
