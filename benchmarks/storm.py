@@ -39,6 +39,7 @@ NAME = "storm"  # of the batch
 STEPS = 4
 LOOK_EVERY = 0.05  # s between two looks at how far it is
 MARGIN = 0.15  # of the rows, before the first trouble and after the last
+SHOWN = 20  # lines of what is wrong
 TRIES = 20  # to start a server on a port that somebody else has just now
 COLUMNS = ["rows", "done", "files", "executed", "died with a server", "sent again", "4 faults", "exit", "s"]
 PICTURE: dict[str, Any] = {
@@ -375,7 +376,6 @@ def verdict(stage: Stage, found: Findings, seconds: float) -> Verdict:
     command, rows = stage.command, stage.plan.rows
     told, summary = command.summary(), command.summary().get("summary", {})
     spoken = command.said("err").read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
-    wrong = [f"{what}: {line}" for what, lines in found.lists().items() for line in lines]
     expected = {
         "exit code": (command.code, 0),
         "runs of the command": (command.runs, 2),
@@ -387,9 +387,10 @@ def verdict(stage: Stage, found: Findings, seconds: float) -> Verdict:
         "files in the summary": (summary.get("files"), rows),
         "executions but those that died with a server": (found.executions - found.lost_with_server, rows),
     }
-    wrong += [
+    wrong = [
         f"{what}: {is_} instead of {wanted}" for what, (is_, wanted) in expected.items() if is_ != wanted
     ]
+    wrong += [f"{what}: {line}" for what, lines in found.lists().items() for line in lines]
     return Verdict(found, command.code, command.runs, told, spoken, stage.story, wrong, seconds)
 
 
@@ -413,7 +414,9 @@ def play_seed(given: argparse.Namespace, seed: int) -> Row:
     folder.chmod(0o711)  # root's PostgreSQL runs as another user
     ended = asyncio.run(storm(plan, folder))
     print(f"seed {seed}:")
-    for line in [*ended.story, ended.spoken, *(f"WRONG  {line}" for line in ended.wrong[:40])]:
+    more = len(ended.wrong) - SHOWN
+    wrong = [*ended.wrong[:SHOWN], *([f"{more} lines more"] if more > 0 else [])]
+    for line in [*ended.story, ended.spoken, *(f"WRONG  {line}" for line in wrong)]:
         print(f"    {line}")
     found = ended.found
     if ended.wrong and given.keep is not None:

@@ -283,6 +283,19 @@ def test_what_is_no_path_is_told(path: object) -> None:
         next(jsonl_rows([json.dumps({"10.image:file": path})], "r"))
 
 
+@pytest.mark.parametrize("target", ["6.image", "3.seed", "9.text", ""])
+def test_a_file_for_an_input_that_takes_none_is_told_before_it_is_read(target: str) -> None:
+    (one,) = csv_rows([f"{target}:file\n", "in/a.png\n"], "r", Path("rows"))
+    with pytest.raises(WorkflowInvalid) as caught:
+        workflow_of(one, BASE)
+    assert caught.value.path == "r, line 2"
+
+
+def test_a_workflow_stays_as_it_is_until_the_server_has_the_file() -> None:
+    (one,) = csv_rows(["6.text:file\n", "in/a.txt\n"], "r")
+    assert workflow_of(one, BASE) == BASE
+
+
 def test_an_input_names_the_file_as_the_server_does() -> None:
     one = row({})
     assert with_uploads(BASE, one, {"6.text": "a.png"}).nodes["6"]["inputs"]["text"] == "a.png"

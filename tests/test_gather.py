@@ -19,12 +19,13 @@ class Road:
 
     def __init__(self) -> None:
         self.sent: list[Batch] = []
-        self.opened, self.full = asyncio.Event(), asyncio.Event()
+        self.opened, self.busy, self.full = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.wrong: set[str] = set()
         self.fault: StoreError | None = None
 
     async def send(self, batch: Batch) -> None:
         self.sent.append(batch)
+        self.busy.set()
         if len(self.sent) == LANES:
             self.full.set()
         await self.opened.wait()
@@ -52,16 +53,15 @@ def running(prompt_id: str) -> Batch:
 
 
 async def gathered(road: Road, *batches: Batch) -> list[BaseException | None]:
-    """Commit `batches` while all lanes are taken; how each ended."""
+    """Commit `batches` while a statement is on its way; how each ended."""
     gathering = Gathering(road.send)
-    first = [asyncio.create_task(gathering.commit(running(f"lane {lane}"))) for lane in range(LANES)]
-    tasks = [asyncio.create_task(gathering.commit(batch)) for batch in batches]
+    tasks = [asyncio.create_task(gathering.commit(batch)) for batch in (running("first"), *batches)]
+    await road.busy.wait()
+    road.opened.set()
     async with asyncio.timeout(5):
-        await road.full.wait()
-        road.opened.set()
-        ends = await asyncio.gather(*first, *tasks, return_exceptions=True)
-    del road.sent[:LANES]
-    return ends[LANES:]
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    del road.sent[0]
+    return ends[1:]
 
 
 async def test_who_comes_while_nothing_is_on_its_way_does_not_wait(road: Road) -> None:
@@ -110,26 +110,32 @@ async def test_a_wrong_one_that_is_alone_is_sent_once(road: Road) -> None:
 
 
 async def test_a_database_that_is_away_is_told_to_everybody(road: Road) -> None:
-    gathering = Gathering(road.send)
     road.fault = StoreUnavailable("away")
-    tasks = [asyncio.create_task(gathering.commit(running(f"{number}"))) for number in range(LANES + 3)]
-    await road.full.wait()
-    road.opened.set()
-    ends = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [type(end) for end in ends] == [StoreUnavailable] * (LANES + 3)
+    assert [type(end) for end in await gathered(road, running("a"), running("b"))] == [StoreUnavailable] * 2
 
 
-async def test_who_is_cancelled_takes_nobody_along(road: Road) -> None:
+async def test_beside_a_slow_statement_another_one_sets_out(road: Road) -> None:
     gathering = Gathering(road.send)
-    tasks = [asyncio.create_task(gathering.commit(running(f"{number}"))) for number in range(LANES + 3)]
-    await road.full.wait()
-    tasks[LANES].cancel()  # the first of the group
-    tasks[LANES + 1].cancel()
+    tasks = [asyncio.create_task(gathering.commit(running(name))) for name in "abc"]
+    async with asyncio.timeout(5):
+        await road.full.wait()
+        assert [ids(batch) for batch in road.sent] == [["a"], ["b", "c"]]
+        road.opened.set()
+        await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("sent", [False, True])
+async def test_who_is_cancelled_takes_nobody_along(road: Road, sent: bool) -> None:
+    gathering = Gathering(road.send)
+    tasks = [asyncio.create_task(gathering.commit(running(name))) for name in "abcd"]
+    await (road.full if sent else road.busy).wait()
+    tasks[1].cancel()  # the first of the group
+    tasks[2].cancel()
     road.opened.set()
-    ends = await asyncio.gather(*tasks, return_exceptions=True)
-    cancelled = [isinstance(end, asyncio.CancelledError) for end in ends]
-    assert cancelled == [number in (LANES, LANES + 1) for number in range(LANES + 3)]
-    assert [str(LANES + 2)] in [ids(batch) for batch in road.sent]
+    async with asyncio.timeout(5):
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(end, asyncio.CancelledError) for end in ends] == [False, True, True, False]
+    assert ["d"] in [ids(batch) for batch in road.sent]
 
 
 DONE = JobResult("a", JobState.SUCCEEDED)

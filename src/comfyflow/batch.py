@@ -86,8 +86,10 @@ def matrix_rows(assignments: Sequence[str], read: Callable[[str], Iterable[str]]
 
 
 def workflow_of(row: Row, base: Workflow | None) -> Workflow:
-    """The workflow of a row: its own, or `base`, with its values. Raises WorkflowInvalid, which names the
-    row."""
+    """The workflow of a row: its own, or `base`, with its values, but not yet with its `uploads`.
+
+    Raises WorkflowInvalid, which names the row, also where there is no input for one of the uploads.
+    """
     if row.file is not None:
         return Workflow.load(row.file)
     workflow = row.workflow or base
@@ -96,6 +98,8 @@ def workflow_of(row: Row, base: Workflow | None) -> Workflow:
     try:
         for target, value in row.values.items():
             workflow = _with(workflow, target, value, row.texts)
+        for target, path in row.uploads.items():
+            workflow.set(target, path.name)
     except WorkflowInvalid as error:
         raise WorkflowInvalid(error.reason, path=row.place) from error
     return workflow

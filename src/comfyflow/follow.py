@@ -168,6 +168,8 @@ class Follower:
             tracker.look_at(self.clock())
             self.add(tracker)
             self._attached.add(prompt_id)
+            self.roster.stranger(prompt_id)
+            self._kick()
             if self._gone:
                 self._lose(tracker)
         return tracker

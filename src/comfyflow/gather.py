@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
@@ -13,7 +14,8 @@ from .errors import StoreError
 from .models import JobState
 from .rows import Batch, Row
 
-LANES, GROUP = 2, 32  # statements under way at once, and writes in one of them
+LANES, GROUP = 2, 64  # statements under way at once, and writes in one of them
+SLOW = 0.05  # s after which a second one sets out: the first may wait for a lock of others
 LOAD = 2000  # nodes of graphs in one of them, unless one alone has more: nothing else runs while JSON is made
 _ON_THE_WAY = frozenset({"prompt_id", "state", "submitted_at", "started_at"})
 
@@ -61,11 +63,13 @@ class _Group:
 
 
 class Gathering:
-    """Sends batches by `send`, which raises Refused for one that is wrong, LANES at once."""
+    """Sends batches by `send`, which raises Refused for one that is wrong: one after the other, and while one
+    is slow a second beside it."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._lanes = asyncio.Semaphore(LANES)
+        self._lanes, self._idle = asyncio.Semaphore(LANES), asyncio.Event()
+        self._idle.set()
         self._open: _Group | None = None
 
     async def commit(self, batch: Batch) -> None:
@@ -86,9 +90,10 @@ class Gathering:
         group = self._open = _Group()
         group.add(batch)
         try:
+            await self._turn()
             async with self._lanes:
                 self._close(group)
-                await self._send(group.merged())
+                await self._send_on(group.merged())
             group.done.set_result(True)
         except Refused:
             if len(group.batches) == 1:
@@ -99,6 +104,20 @@ class Gathering:
             self._close(group)
             if not group.done.done():
                 group.done.set_result(False)
+
+    async def _turn(self) -> None:
+        """Few large statements cost less than many: wait for the one on its way, unless it is slow."""
+        if not self._idle.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SLOW):
+                    await self._idle.wait()
+
+    async def _send_on(self, batch: Batch) -> None:
+        self._idle.clear()
+        try:
+            await self._send(batch)
+        finally:
+            self._idle.set()
 
     def _close(self, group: _Group) -> None:
         """Nobody joins it any more."""

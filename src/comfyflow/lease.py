@@ -103,6 +103,10 @@ class Lease:
         """
         return (self._left() > 0 and job.prompt_id in self._mine) or await self.take(job)
 
+    def has(self, record: JobRecord) -> bool:
+        """Whether the record says that we hold a job, and our lease has not ended."""
+        return record.worker == self.worker.id and self._left() > 0
+
     async def take(self, job: Job) -> bool:
         """Hold a job that nobody alive holds. Raises StoreError."""
         await self._renew()

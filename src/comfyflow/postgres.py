@@ -465,6 +465,11 @@ class PostgresStore(Store):
 
     # -- reading --
 
+    @property
+    def lasting(self) -> bool:
+        """See Store."""
+        return True
+
     async def get(self, prompt_id: str) -> JobRecord | None:
         """See Store. What waits in the journal for this database is written first. Raises StoreError."""
         await self.settle()

@@ -54,6 +54,11 @@ class Forgiving(Store):
         self.inner = inner
         self.lost: StoreError | None = None
 
+    @property
+    def lasting(self) -> bool:
+        """See Store."""
+        return self.inner.lasting
+
     async def write(self, *entries: Entry, lazily: bool = False) -> None:
         """See Store; raises nothing."""
         try:

@@ -17,6 +17,7 @@ from .tracker import Tracker
 
 SOON = 1  # jobs ahead at which a waiting job counts as near, so that looks become frequent again
 PATIENCE = 4  # times `stall_after` in which a talking server may say nothing of the first job
+_ANSWERS = (e.Accepted, e.SeenPending, e.SeenRunning, e.Recorded, e.Absent)  # to us, not from the socket
 Place = tuple[int, float, int]  # (life of the server as far as we can tell, number, arrival)
 
 
@@ -37,6 +38,7 @@ class Roster:
         self._order: list[tuple[Place, str]] = []  # stale ones included
         self._placed: set[str] = set()  # ids that are in `_order`
         self._looking: set[str] = set()
+        self._strangers: set[str] = set()  # jobs of other sockets: ours has told nothing of them
         self._life, self._arrivals, self._highest = 0, 0, -math.inf
 
     def __len__(self) -> int:
@@ -56,12 +58,19 @@ class Roster:
             self.moved = now
         self._trackers[tracker.prompt_id] = tracker
         self._looking.discard(tracker.prompt_id)  # a look that began before it was sent says nothing of it
+        self._strangers.discard(tracker.prompt_id)
         tracker.floor = self._highest
         self.plan(tracker)
+
+    def stranger(self, prompt_id: str) -> None:
+        """A job that somebody else sent. ComfyUI tells of a job only the socket that it was sent for (server.py
+        `send_sync`, by client id), so it is looked at as if there were no socket, until ours tells of it."""
+        self._strangers.add(prompt_id)
 
     def drop(self, prompt_id: str) -> None:
         """Forget a job."""
         self._trackers.pop(prompt_id, None)
+        self._strangers.discard(prompt_id)
         self._looking.discard(prompt_id)
         self._placed.discard(prompt_id)
 
@@ -88,7 +97,8 @@ class Roster:
             return None
         if not isinstance(event, e.JobEvent):
             return None
-        if not isinstance(event, e.Accepted | e.SeenPending | e.SeenRunning | e.Recorded | e.Absent):
+        if not isinstance(event, _ANSWERS):
+            self._strangers.discard(event.prompt_id)
             self.working(now)  # an answer to us is no sign of life, neither of the worker nor on the socket
         tracker = self._trackers.get(event.prompt_id) if event.prompt_id else self._running()
         if tracker is None or not tracker.feed(event, now):
@@ -208,7 +218,8 @@ class Roster:
         if not changed:
             return
         self.moved = now
-        if self.live and now - self._heard >= self._poll.stall_after:
+        told = self.live and tracker.prompt_id not in self._strangers
+        if told and now - self._heard >= self._poll.stall_after:
             self._deaf_at = now  # the socket kept silent about something that it should have told
 
     def _slow_down(self) -> None:
@@ -228,7 +239,7 @@ class Roster:
         return head
 
     def _idle_due(self) -> float:
-        if self.live:
+        if self.live and self._head() not in self._strangers:
             quiet = max(self._heard, self._looked) + self._poll.stall_after
             # A server that talks of other jobs only says nothing of this one: it may have been removed.
             return min(quiet, max(self._told, self._looked) + self._poll.stall_after * PATIENCE)

@@ -131,6 +131,7 @@ def record_of(run: Row, assets: Sequence[Row], events: Sequence[Row]) -> JobReco
             JobEvent(run["prompt_id"], event["kind"], event["detail"], float(event["at"]), event["event_id"])
             for event in events
         ),
+        run.get("worker"),
     )
 
 

@@ -148,7 +148,8 @@ class Runner:
         where it was sent again.
         """
         started = time.monotonic()
-        record = None if job.key is None else await self._sender.latest(job.prompt_id)
+        new = job.key is None or self._sender.just_sent(job.prompt_id)
+        record = None if new else await self._sender.latest(job.prompt_id)
         if record is not None:
             job = record.job
             if (files := await self._ended_before(record)) is not None:

@@ -37,6 +37,7 @@ from .submit import key_id
 from .workflow import Workflow
 
 ASK_EVERY = 0.25  # s between looks at a job that another program is about to send
+FRESH = 10_000  # jobs of which it is remembered that they have just been sent
 LAST_WORDS = 30.0  # s for writing down an outcome although the caller was cancelled; stores give up sooner
 
 
@@ -73,14 +74,19 @@ class Sender:
         allow_partial: bool,
     ) -> None:
         self._client, self._store, self._lease = client, store, lease
-        self._folder, self._on_job, self._allow_partial = folder, on_job, allow_partial
+        self._folder, self._on_job, self._allow_partial = str(folder.absolute()), on_job, allow_partial
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._one = client.addresses[0] if len(client.addresses) == 1 else ""
+        self._fresh: dict[str, None] = {}
 
     def made(self, workflow: Workflow, key: str | None = None) -> Job:
         """A new job. Which server of several it goes to is not known yet."""
         prompt_id = str(uuid4()) if key is None else key_id(key)
-        return Job(prompt_id, workflow, "", self._one, time.time(), key, folder=str(self._folder.absolute()))
+        return Job(prompt_id, workflow, "", self._one, time.time(), key, folder=self._folder)
+
+    def just_sent(self, prompt_id: str) -> bool:
+        """Whether we have sent a job a moment ago, so that the record tells nothing new. Told once."""
+        return prompt_id in self._fresh and self._fresh.pop(prompt_id) is None
 
     def lock(self, prompt_id: str) -> asyncio.Lock:
         """Held while a job is being sent, or cancelled."""
@@ -109,7 +115,9 @@ class Sender:
         """The job of a key: whoever writes its row first sends it."""
         try:
             record = await self._of_key(job)
-            if record is None or never_ran(record):
+            # Of several servers all would have to be asked, for each job: a record that lasts is enough.
+            certain = record is None and self._store.lasting and not self._one
+            if not certain and (record is None or never_ran(record)):
                 await self._ask_for_key(job, record)
             if record is not None and (never_ran(record) or _to_redo(record, redo)):
                 return await self.replace(record.job)
@@ -163,16 +171,14 @@ class Sender:
             return None
         try:
             await self._store.write(*also, *self._lease.added(job))
-            if not await self._lease.take(job):
-                return await self._of_key(job) or JobRecord(job)
-            # Another program may have added it, for another server, and stopped since.
-            record = None if self._one else await self._store.get(job.prompt_id)
+            record = await self._of_key(job)
         except StoreError as error:
             self._check_risk(job, error)
             await self._store.write(*self._lease.added(job))
             return None
-        ours = record is None or (record.state is JobState.CREATED and record.job.server == job.server)
-        return None if ours else record
+        # Another program may have added it, or another task, for another server of the pool.
+        mine = record is None or (self._lease.has(record) and record.job.server == job.server)
+        return None if mine else record
 
     async def _known(self, job: Job, record: JobRecord) -> Job:
         """A job that is recorded: sent by us if nobody else does."""
@@ -307,6 +313,9 @@ class Sender:
         told = JobEvent(prompt_id, "submitted", {"server": job.server})
         await self._store.write(Accepted(job, prompt_id), told)
         accepted = replace(job, prompt_id=prompt_id)
+        self._fresh[prompt_id] = None
+        if len(self._fresh) > FRESH:
+            del self._fresh[next(iter(self._fresh))]
         self._on_job(accepted)
         return accepted
 

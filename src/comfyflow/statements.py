@@ -179,7 +179,7 @@ WHERE prompt_id = $2 AND NOT EXISTS (SELECT FROM workflow_runs WHERE prompt_id =
 """
 
 _JOB = """
-    prompt_id, client_id, server, state, graph::text AS graph, key, replaces, attempt, folder,
+    prompt_id, client_id, server, state, graph::text AS graph, key, replaces, attempt, folder, worker,
     extract(epoch FROM created_at)::float8 AS created_at, created_at AS place
 """
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, assert_never
 from uuid import NAMESPACE_URL, uuid4, uuid5
@@ -155,18 +156,27 @@ Entry = Alive | Added | Moved | Accepted | Advanced | JobEvent | Finished | Kept
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """All that a store knows of a job. `result` and `files` are set by its one outcome."""
+    """All that a store knows of a job. `result` and `files` are set by its one outcome. `worker` is the id of
+    who was the last to hold it."""
 
     job: Job
     state: JobState = JobState.CREATED
     result: JobResult | None = None
     files: tuple[SavedFile, ...] = ()
     events: tuple[JobEvent, ...] = ()
+    worker: str | None = None
 
 
 class Store(Protocol):
     """Where jobs are recorded. Every method may raise StoreError; states only move forward; writing twice
-    changes nothing. To make one, subclass it and give it `write`, `get` and `unfinished`."""
+    changes nothing. To make one, subclass it and give it `write`, `get` and `unfinished`.
+
+    One that is `lasting` knows every job of every program that uses it, from before too."""
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it outlives this process."""
+        return False
 
     async def write(self, *entries: Entry, lazily: bool = False) -> None:
         """Write entries, in this order, all or none. `lazily`: soon is enough, together with what comes
@@ -266,6 +276,7 @@ def ending(
     return Finished(job, result, files, root), line
 
 
+@lru_cache(maxsize=1024)  # a job's is asked for several times
 def outcome_id(prompt_id: str) -> str:
     """The `event_id` of a job's outcome: always the same, so that there is one line, whoever writes it."""
     return str(uuid5(NAMESPACE_URL, f"comfyflow:outcome:{prompt_id}"))
@@ -346,8 +357,8 @@ class MemoryStore(Store):
 
     def _write(self, entry: Entry) -> None:
         match entry:
-            case Added(job):
-                self._add(job)
+            case Added(job, worker):
+                self._add(job, worker)
             case Moved(job):
                 self._move(job)
             case Accepted(job, prompt_id):
@@ -373,8 +384,8 @@ class MemoryStore(Store):
         if len(self._after.get(before, ())) > 1:
             raise StoreError(f"job {before} was already replaced by another one: look at that one")
 
-    def _add(self, job: Job) -> None:
-        record = self._records.get(job.prompt_id) or JobRecord(job)
+    def _add(self, job: Job, worker: str | None) -> None:
+        record = self._records.get(job.prompt_id) or JobRecord(job, worker=worker)
         known = record.job
         filled = replace(
             known,

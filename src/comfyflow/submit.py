@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -39,6 +40,7 @@ GATEWAY_TIMEOUTS = frozenset({504, 522, 524})  # the latter two are Cloudflare's
 BeforeSend = Callable[[], Awaitable[None]]
 
 
+@lru_cache(maxsize=1024)  # a job's is asked for many times
 def key_id(key: str) -> str:
     """The prompt id that belongs to an idempotency key: always the same. Raises UsageError for an empty
     one."""

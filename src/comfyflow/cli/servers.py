@@ -14,7 +14,7 @@ import typer
 from .. import report, tables
 from ..console import attended
 from ..errors import ComfyflowError
-from ..exits import ExitCode, exit_code
+from ..exits import ExitCode
 from ..models import PoolServer
 from ..settings import Settings, without_credentials
 from .app import Asking, app, command
@@ -31,13 +31,12 @@ def servers(
 ) -> None:
     """Tell how each server is, and what it has.
 
-    The exit code is that of the first that does not answer within 10 s, 4 for most; the others are told all
-    the same.
+    The exit code is 4 when one does not answer within 10 s; the others are told all the same.
     """
     call = options.call()
     with call.guarded():
         settings = options.settings()
-        told, errors = attended(_all(settings, models=models))
+        told = attended(_all(settings, models=models))
         lines = tables.aligned(COLUMNS, [_cells(one) for one in told])
         for one in told:
             lines += _model_lines(one) if models else []
@@ -45,21 +44,18 @@ def servers(
             report.printable(f"{one['server']}: {one['error']['message']}") for one in told if one["error"]
         ]
         call.answer({"servers": told}, lines)
-        raise SystemExit(int(exit_code(errors[0])) if errors else ExitCode.OK)
+        raise SystemExit(ExitCode.UNREACHABLE if any(one["error"] for one in told) else ExitCode.OK)
 
 
-async def _all(settings: Settings, *, models: bool) -> tuple[list[dict[str, Any]], list[ComfyflowError]]:
-    errors: list[ComfyflowError] = []
-
+async def _all(settings: Settings, *, models: bool) -> list[dict[str, Any]]:
     async def one(server: PoolServer) -> dict[str, Any]:
         document: dict[str, Any] = {"server": without_credentials(server.url), "weight": server.weight}
         try:
             return {**document, **await _told(settings, server.url, models=models), "error": None}
         except ComfyflowError as error:
-            errors.append(error)
             return {**document, "health": "away", "error": report.error_document(error)}
 
-    return await asyncio.gather(*map(one, settings.servers)), errors
+    return await asyncio.gather(*map(one, settings.servers))
 
 
 async def _told(settings: Settings, url: str, *, models: bool) -> dict[str, Any]:
