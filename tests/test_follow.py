@@ -171,6 +171,19 @@ async def test_who_stops_waiting_for_a_strangers_job_stops_the_looks(comfyui: Si
         assert {path for _, path in comfyui.requests} == {"/queue"}
 
 
+async def test_the_end_of_another_sockets_job_is_found_beside_a_healthy_socket(comfyui: Sim) -> None:
+    async with (
+        ComfyClient(comfyui.url) as owner,
+        ComfyClient(comfyui.url, poll=CALM) as other,
+    ):
+        await comfyui.hold()
+        job = await owner.submit_workflow(image())
+        waiting = asyncio.create_task(other.wait(job, timeout=20.0))  # CALM trusts a live socket for 60 s
+        await comfyui.wait_for(lambda: comfyui.looks() >= 3)
+        await comfyui.release()
+        assert (await waiting).state is JobState.SUCCEEDED
+
+
 # --- trouble on the way there
 # -----------------------------------------------------------------------------------------
 

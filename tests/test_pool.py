@@ -296,6 +296,28 @@ async def test_files_that_went_with_their_server_are_made_again(sims: list[Sim],
     assert (done.job.server, done.job.replaces, len(done.files)) == (sims[1].url, job.prompt_id, 1)
 
 
+async def test_a_success_whose_history_went_with_its_server_is_made_again(
+    sims: list[Sim], tmp_path: Path
+) -> None:
+    for sim in sims:
+        sim.faults.add("GET", "/history/*", stall(), times=None)
+    async with (
+        pool_of(sims, lost_after=0.3) as pool,
+        Runner(pool, MemoryStore(), tmp_path) as runner,
+    ):
+        pool.drain(sims[1].url)
+        job = await runner.submit(image())
+        pool.undrain(sims[1].url)
+        ending = asyncio.create_task(runner.complete(job))
+        tracker = pool._named(sims[0].url).client.follower.known(job.prompt_id)
+        await until(lambda: tracker is not None and tracker.announced)
+        await sims[0].kill()
+        for sim in sims:
+            sim.faults.clear()
+        done = await ending
+    assert (done.job.server, done.job.replaces, len(done.files)) == (sims[1].url, job.prompt_id, 1)
+
+
 async def test_a_server_that_its_operator_knows_to_be_gone_gives_up_its_jobs(
     sims: list[Sim], tmp_path: Path
 ) -> None:

@@ -352,3 +352,48 @@ def test_whatever_is_lost_every_job_ends_and_looks_stay_few(data: st.DataObject)
                 jobs.drop(prompt_id)
         jobs.deaf(now)
     assert idle <= now / POLL.first + count + 1
+
+
+def with_a_stranger(now: float = 0.0) -> Roster:
+    """A job that another socket is told of, behind a socket of ours that talks; found waiting at `now`."""
+    jobs = roster(live=True, now=now)
+    stranger = Tracker("s", POLL)
+    stranger.look_at(now)
+    jobs.add(stranger, now)
+    jobs.stranger("s")
+    assert jobs.due(now) == "s"
+    jobs.looked("s", e.SeenPending("s", 0, 0), now)
+    return jobs
+
+
+def test_a_live_socket_is_not_trusted_for_a_job_of_another_socket() -> None:
+    jobs = with_a_stranger()
+    times = []
+    for _ in range(4):
+        now = jobs.wake_at()
+        jobs.feed(e.Status(1), now)  # the socket talks, but not of this job
+        assert jobs.due(now) == "s"
+        jobs.looked("s", e.SeenPending("s"), now)
+        times.append(now)
+    assert times == [1, 3, 7, 15]
+
+
+def test_a_socket_that_says_nothing_of_another_sockets_job_is_not_deaf() -> None:
+    jobs = with_a_stranger()
+    assert jobs.due(20.0) == "s"
+    assert jobs.looked("s", e.SeenRunning("s"), 20.0) is not None
+    assert not jobs.deaf(20.0)
+
+
+def test_a_job_that_our_socket_tells_of_after_all_needs_no_more_looks() -> None:
+    jobs = with_a_stranger()
+    jobs.feed(e.Started("s"), 1.0)
+    assert jobs.wake_at() == 16.0
+
+
+def test_a_strangers_job_that_we_send_ourselves_is_one_of_ours() -> None:
+    jobs = with_a_stranger()
+    jobs.drop("s")
+    add(jobs, "s", 0)
+    jobs.frame()
+    assert jobs.wake_at() == 15.0

@@ -35,6 +35,7 @@ TITLES = {"3": "Sampler", "9": "Save"}
 FILE, TEXT = OutputFile("9", "a.png"), OutputText("9", "text", "hi")
 DONE = JobResult("j", JobState.SUCCEEDED, (FILE,))
 FAILED = e.Announced("j", JobState.FAILED, JobFailure("bad", "3"), 7.0)
+SUCCEEDED = e.Announced("j", JobState.SUCCEEDED)
 
 
 def tracker(*events: e.JobEvent) -> Tracker:
@@ -153,6 +154,23 @@ def test_an_end_that_the_socket_told_counts_when_the_history_is_gone() -> None:
     assert absent_until_lost(job) == JobResult(
         "j", JobState.FAILED, (FILE,), (TEXT,), FAILED.failure, ended_at=7.0, source="events"
     )
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        ((e.NodeOutput("j", (FILE,), ()), SUCCEEDED), JobState.LOST),
+        ((e.NodeOutput("j", (), (TEXT,)), SUCCEEDED), JobState.SUCCEEDED),
+        ((e.NodeOutput("j", (FILE,), ()), FAILED), JobState.FAILED),
+        ((e.Accepted("j", 1),), JobState.LOST),
+    ],
+)
+def test_files_of_a_server_that_has_ended_are_lost_whatever_was_told(
+    events: tuple[e.JobEvent, ...], state: JobState
+) -> None:
+    job = tracker(*events)
+    job.forsake()
+    assert absent_until_lost(job).state is state
 
 
 def test_the_view_shows_node_step_and_counts() -> None:

@@ -190,6 +190,7 @@ class Follower:
                     self._lose(tracker)
 
     def _lose(self, tracker: Tracker) -> None:
+        tracker.forsake()
         for _ in range(ABSENCES):
             self.roster.feed(Absent(tracker.prompt_id), self.clock())
         self._changed(tracker)

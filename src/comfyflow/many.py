@@ -130,6 +130,7 @@ class Tally:
     begun: int = 0
     succeeded: int = 0
     before: int = 0  # succeeded when the batch ran before
+    resent: int = 0  # those of them whose job was lost with its server, or its files, and sent again
     files: int = 0
     failed: Counter[ExitCode] = field(default_factory=Counter)
     started: float = field(default_factory=time.monotonic)
@@ -167,6 +168,7 @@ class Tally:
             self.before += 1
         else:
             self.succeeded += 1
+            self.resent += one.run is not None and one.run.job.replaces is not None
         self.files += len(one.files)
 
     def document(self) -> dict[str, Any]:
@@ -175,6 +177,7 @@ class Tally:
             "rows": self.ended,
             "succeeded": self.succeeded,
             "done_before": self.before,
+            "sent_again": self.resent,
             "failed": {code.name.lower(): self.failed[code] for code in WORST_FIRST if self.failed[code]},
             "files": self.files,
             "seconds": round(self.seconds, 3),

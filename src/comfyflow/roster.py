@@ -63,8 +63,9 @@ class Roster:
         self.plan(tracker)
 
     def stranger(self, prompt_id: str) -> None:
-        """A job that somebody else sent. ComfyUI tells of a job only the socket that it was sent for (server.py
-        `send_sync`, by client id), so it is looked at as if there were no socket, until ours tells of it."""
+        """A job that somebody else sent. ComfyUI tells of a job only the socket that it was sent for
+        (server.py `send_sync`, by client id), so it is looked at as if there were no socket, until ours tells
+        of it."""
         self._strangers.add(prompt_id)
 
     def drop(self, prompt_id: str) -> None:
@@ -168,7 +169,8 @@ class Roster:
             return None
         self._looking.discard(prompt_id)
         before, note = (tracker.state, tracker.ahead), tracker.note
-        missed = not tracker.announced and not tracker.stopping and prompt_id in self._placed
+        told = tracker.announced and not isinstance(event, e.Absent)  # absent: the server was restarted
+        missed = not told and not tracker.stopping and prompt_id in self._placed
         self.feed(event, now)
         self._enqueue(tracker)
         changed = before != (tracker.state, tracker.ahead)

@@ -83,6 +83,13 @@ class Tracker:
         self.stopping = True
         self.look_at(now)
 
+    def forsake(self) -> None:
+        """Its server's process has ended: files that were not fetched ended with it, so that a success is
+        none."""
+        told = self._announced is not None and self._announced.state is JobState.SUCCEEDED
+        if told and any(found.outputs for found in self._found):
+            self._announced = None
+
     def at_most(self, remaining: int) -> bool:
         """The server has `remaining` jobs. One that waits has at most the others ahead; True when that is
         news."""

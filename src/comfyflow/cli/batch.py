@@ -372,9 +372,11 @@ class _Road:
 
 def _summary_line(summary: Mapping[str, Any]) -> str:
     failed = ", ".join(f"{count} {kind}" for kind, count in summary["failed"].items())
+    resent = summary["sent_again"]
+    again = f" ({resent} of them sent again, being lost)" if resent else ""
     words = [
         counted(summary["rows"], "row"),
-        f"{summary['succeeded']} done",
+        f"{summary['succeeded']} done{again}",
         f"{summary['done_before']} done before",
         f"{sum(summary['failed'].values())} failed{f' ({failed})' if failed else ''}",
         counted(summary["files"], "file"),
