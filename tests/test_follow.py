@@ -177,6 +177,7 @@ async def test_the_end_of_another_sockets_job_is_found_beside_a_healthy_socket(c
         ComfyClient(comfyui.url, poll=CALM) as other,
     ):
         await comfyui.hold()
+        await owner.submit_workflow(image())
         job = await owner.submit_workflow(image())
         waiting = asyncio.create_task(other.wait(job, timeout=20.0))  # CALM trusts a live socket for 60 s
         await comfyui.wait_for(lambda: comfyui.looks() >= 3)

@@ -354,6 +354,13 @@ def test_whatever_is_lost_every_job_ends_and_looks_stay_few(data: st.DataObject)
     assert idle <= now / POLL.first + count + 1
 
 
+def test_the_jobs_in_flight_are_told() -> None:
+    jobs = roster(live=True)
+    add(jobs, "a", 0)
+    add(jobs, "b", 1)
+    assert [tracker.prompt_id for tracker in jobs.trackers()] == ["a", "b"]
+
+
 def with_a_stranger(now: float = 0.0) -> Roster:
     """A job that another socket is told of, behind a socket of ours that talks; found waiting at `now`."""
     jobs = roster(live=True, now=now)
