@@ -41,7 +41,7 @@ def names(folder: Path) -> list[str]:
 async def saved(folder: Path, data: bytes, name: str = "a.png") -> Path:
     part = Part(folder, OutputFile("1", name))
     try:
-        return (await part.on_disk(part.finish, [data])).path
+        return (await part.finish([data])).path
     finally:
         await part.leave()
 
@@ -50,7 +50,7 @@ async def test_a_file_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
     part, data = Part(tmp_path, OutputFile("1", "a.png")), picture()
     await part.on_disk(part.write, [data[:20]])
     assert [name.endswith(".part") for name in names(tmp_path)] == [True]
-    file = await part.on_disk(part.finish, [data[20:]])
+    file = await part.finish([data[20:]])
     assert names(tmp_path) == ["a.png"]
     assert (file.size, file.sha256, file.width, file.height) == (
         len(data),
@@ -66,7 +66,7 @@ async def test_what_is_left_unfinished_is_removed(tmp_path: Path) -> None:
     part = Part(tmp_path, OutputFile("1", "a.png"))
     await part.on_disk(part.write, [picture()[:20]])
     with pytest.raises(Damaged):
-        await part.on_disk(part.finish, [])
+        await part.finish([])
     await part.leave()
     assert names(tmp_path) == []
 
@@ -75,7 +75,7 @@ async def test_a_restart_forgets_what_was_written(tmp_path: Path) -> None:
     part = Part(tmp_path, OutputFile("1", "a.png"))
     await part.on_disk(part.write, [picture(1)[:20]])
     await part.on_disk(part.restart)
-    assert (await part.on_disk(part.finish, [picture(2)])).path.read_bytes() == picture(2)
+    assert (await part.finish([picture(2)])).path.read_bytes() == picture(2)
 
 
 async def test_other_content_gets_another_name_and_the_same_content_the_same(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ async def test_one_thread_writes_all_blocks_in_order(tmp_path: Path) -> None:
         await blocks.put([piece])
     blocks.end()
     await writing
-    assert (await part.on_disk(part.finish, [])).path.read_bytes() == b"".join(data)
+    assert (await part.finish([])).path.read_bytes() == b"".join(data)
 
 
 async def test_blocks_wait_for_the_thread(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ setattr(module, name, deadly)
 
 async def main():
     file = part.Part(Path(folder), OutputFile("1", "a.png"))
-    await file.on_disk(file.finish, [sys.stdin.buffer.read()])
+    await file.finish([sys.stdin.buffer.read()])
 
 anyio.run(main)
 """
@@ -363,7 +363,7 @@ async def test_a_disk_that_fills_up_leaves_nothing(
 async def test_files_that_come_while_a_name_is_made_durable_share_the_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names, begun, go, synced = _Names(), threading.Event(), threading.Event(), []
+    names, begun, go, synced = _Names(tmp_path), threading.Event(), threading.Event(), []
 
     def fsync(file: int) -> None:
         synced.append(file)
@@ -371,7 +371,7 @@ async def test_files_that_come_while_a_name_is_made_durable_share_the_next_time(
         assert go.wait(10)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    threads = [threading.Thread(target=names.sync, args=(tmp_path,)) for _ in range(5)]
+    threads = [threading.Thread(target=names.sync) for _ in range(5)]
     threads[0].start()
     assert begun.wait(10)
     waiting = threading.Barrier(5)

@@ -335,7 +335,7 @@ class _Download:
             if not complete:
                 await self._begin(answer, offset)
             rest = [] if complete else await self._pour(answer)
-        return await self._part.on_disk(self._part.finish, rest)
+        return await self._part.finish(rest)
 
     @asynccontextmanager
     async def _opened(self, offset: int) -> AsyncIterator[ViewAnswer]:

@@ -27,6 +27,7 @@ import anyio
 from anyio.to_thread import run_sync
 
 from .errors import DownloadError
+from .finisher import Finisher
 from .media import Damaged, Inspector, MediaInfo
 from .models import OutputFile, SavedFile
 from .names import numbered, safe_name
@@ -42,6 +43,7 @@ MAX_NUMBER = 9999
 _NO_LINKS = frozenset(
     {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 )
+_FINISHER = Finisher()
 _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -120,16 +122,24 @@ class Part:
     async def on_disk(self, call: Callable[..., T], *args: object) -> T:
         """Run a method of the lower half in a thread. Raises DownloadError for what the system refuses."""
         try:
-            return await run_sync(self._locked, call, args, abandon_on_cancel=True)
+            return await run_sync(self.locked, call, *args, abandon_on_cancel=True)
         except OSError as error:
             raise self.error(_told(error, self.folder)) from error
+
+    async def finish(self, rest: list[bytes]) -> SavedFile:
+        """Write the `rest`, verify, make it durable, publish. Raises DownloadError, Damaged."""
+        try:
+            saved: SavedFile = await _FINISHER.finish(_End(self, rest))
+        except OSError as error:
+            raise self.error(_told(error, self.folder)) from error
+        return saved
 
     async def drained(self, blocks: Blocks) -> None:
         """Write all blocks that come, in one thread, and not one of those that the whole process shares: many
         stalled downloads would leave none for anybody else. Raises DownloadError, Damaged."""
         try:
             await run_sync(
-                self._locked, self.drain, (blocks,), abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+                self.locked, self.drain, blocks, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
             )
         except OSError as error:
             raise self.error(_told(error, self.folder)) from error
@@ -139,9 +149,10 @@ class Part:
         if not self._over:
             self._over = True  # a thread that is still at work stops at its next block
             with anyio.CancelScope(shield=True):
-                await run_sync(self._locked, self._discard, ())
+                await run_sync(self.locked, self._discard)
 
-    def _locked(self, call: Callable[..., T], args: tuple[object, ...]) -> T:
+    def locked(self, call: Callable[..., T], *args: object) -> T:
+        """Run a method of the lower half in this thread, once nobody else does."""
         with self._lock:
             return call(*args)
 
@@ -161,9 +172,17 @@ class Part:
         for block in blocks.taken():
             self.write(block)
 
-    def finish(self, rest: list[bytes]) -> SavedFile:
-        """Write the `rest`, verify, make it durable, publish. Raises Damaged, OSError."""
+    def begin_end(self, rest: list[bytes]) -> None:
+        """Write the `rest`, and let the system bring it to the disk. Raises Damaged, OSError."""
+        if self._over:
+            raise _Abandoned
         self.write(rest)
+        _start_writing(self._open(), self._flushed, self.size - self._flushed)
+
+    def end(self) -> SavedFile:
+        """Verify, make it durable, publish. Its name is durable after `names`. Raises Damaged, OSError."""
+        if self._over:
+            raise _Abandoned
         return self._publish(self._inspector.finish())
 
     def take(self, source_folder: Path, expected_size: int | None) -> SavedFile | None:
@@ -182,7 +201,9 @@ class Part:
                 self.write([chunk])
         if expected_size not in {None, self.size}:
             return None
-        return self._publish(self._inspector.finish())
+        saved = self._publish(self._inspector.finish())
+        _names_in(self.folder).sync()
+        return saved
 
     def restart(self) -> None:
         """Forget everything that was written."""
@@ -253,7 +274,6 @@ class Part:
         if final is None:
             raise FileExistsError(errno.EEXIST, "there are too many files of this name")
         self._close()  # not before: what is closed belongs to the next sweep
-        _names_in(self.folder).sync(self.folder)
         self._over = True
         return SavedFile(
             self.output, final, self.size, self._sha256.hexdigest(),
@@ -400,14 +420,31 @@ def _inside(folder: Path, output: OutputFile) -> Path | None:
         return None
 
 
+class _End:
+    """The end of a file, for the thread that brings many of them to the disk."""
+
+    def __init__(self, part: Part, rest: list[bytes]) -> None:
+        self._part, self._rest = part, rest
+
+    def prepare(self) -> None:
+        self._part.locked(self._part.begin_end, self._rest)
+
+    def publish(self) -> SavedFile:
+        return self._part.locked(self._part.end)
+
+    def names(self) -> Callable[[], None]:
+        return _names_in(self._part.folder).sync
+
+
 class _Names:
     """Makes new names in one folder durable. Who comes while that is being done waits for the next time, and
     all who wait share it: fsync is more than half of what a small file costs."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._begun, self._turn = 0, threading.Lock()
 
-    def sync(self, folder: Path) -> None:
+    def sync(self) -> None:
         """Return when every name that is there now is on the disk. Windows and some network drives cannot do
         that for a folder."""
         before = self._begun
@@ -416,7 +453,7 @@ class _Names:
                 return  # somebody has begun, and ended, since we came
             self._begun += 1
             with suppress(OSError):
-                file = os.open(folder, os.O_RDONLY)
+                file = os.open(self._folder, os.O_RDONLY)
                 try:
                     os.fsync(file)
                 finally:
@@ -425,7 +462,7 @@ class _Names:
 
 @functools.lru_cache(maxsize=64)
 def _names_in(folder: Path) -> _Names:
-    return _Names()
+    return _Names(folder)
 
 
 _REASONS = {
