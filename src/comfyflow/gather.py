@@ -1,5 +1,5 @@
 """Group commit: while statements are on their way to the database the writes of other callers gather, and the
-next statement carries them all. Who comes while nothing is on its way does not wait."""
+next statement carries them all. Who comes alone does not wait."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .rows import Batch, Row
 
 LANES, GROUP = 2, 64  # statements under way at once, and writes in one of them
 SLOW = 0.05  # s after which a second one sets out: the first may wait for a lock of others
+OFTEN, PAUSE = 0.005, 0.004  # s: where writes come as often as that, the next ones are waited for so long
 LOAD = 2000  # nodes of graphs in one of them, unless one alone has more: nothing else runs while JSON is made
 _ON_THE_WAY = frozenset({"prompt_id", "state", "submitted_at", "started_at"})
 
@@ -71,10 +72,13 @@ class Gathering:
         self._lanes, self._idle = asyncio.Semaphore(LANES), asyncio.Event()
         self._idle.set()
         self._open: _Group | None = None
+        self._asked_at, self._often = 0.0, False
 
     async def commit(self, batch: Batch) -> None:
         """Write one caller's batch, all or nothing, alone or together with others. Raises what `send` does,
         and Refused only where this very batch is wrong. A cancelled one has been written or not."""
+        now = asyncio.get_running_loop().time()
+        self._often, self._asked_at = now - self._asked_at < OFTEN, now
         group = self._open
         if batch.renames:
             await self._send(batch)
@@ -90,6 +94,8 @@ class Gathering:
         group = self._open = _Group()
         group.add(batch)
         try:
+            if self._often:
+                await asyncio.sleep(PAUSE)
             await self._turn()
             async with self._lanes:
                 self._close(group)
