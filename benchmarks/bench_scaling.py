@@ -21,7 +21,7 @@ from harness import Row, show, simulator
 
 from comfyflow import MemoryStore, Runner, ServerPool
 
-SERVERS = (1, 2, 4, 8, 16)
+SERVERS = (1, 2, 4, 8, 12, 16)
 SECONDS = 0.05  # that a job takes
 JOBS = 80  # for each server
 LONG, FEW = 0.2, 40  # the same for jobs that leave the machine time for 16 servers

@@ -37,6 +37,7 @@ from .api import Server
 from .client import ComfyClient
 from .errors import NoServer, NotRunnable, ServerUnreachable, UsageError
 from .inputs import Inputs
+from .inventory import Inventory
 from .member import Health, Member, ServerView
 from .models import (
     Ambiguous,
@@ -68,15 +69,22 @@ class _Waiter:
     def __init__(self, workflow: Workflow, besides: Collection[str], now: float) -> None:
         self.workflow, self.besides, self.since = workflow, besides, now
         self.place: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
-        self._fits: dict[Member, tuple[object, bool]] = {}
+        self._fits: dict[Member, tuple[Inventory | None, bool, int]] = {}
 
     def fits(self, member: Member) -> bool:
         """Whether the server has all that the workflow names, and was not tried in vain just now."""
-        known = self._fits.get(member)
-        if known is None or known[0] is not member.inventory:
-            known = member.inventory, not member.lacks(self.workflow)
-            self._fits[member] = known
-        return known[1] and member.url not in self.besides
+        return self._known(member)[1] and member.url not in self.besides
+
+    def strange(self, member: Member) -> int:
+        """How many choices of the workflow it does not list."""
+        return self._known(member)[2]
+
+    def _known(self, member: Member) -> tuple[Inventory | None, bool, int]:
+        known, has = self._fits.get(member), member.inventory
+        if known is None or known[0] is not has:
+            strange = 0 if has is None else has.strange(self.workflow)
+            known = self._fits[member] = has, not member.lacks(self.workflow), strange
+        return known
 
 
 class ServerPool:
@@ -400,8 +408,7 @@ class ServerPool:
         if not fitting:
             return None
         usual = self._usual()
-        strange = {member: _strange(member, waiter.workflow) for member in fitting}
-        best = min(fitting, key=lambda one: (strange[one], one.delay(usual), one.succeeded))
+        best = min(fitting, key=lambda one: (waiter.strange(one), one.delay(usual), one.succeeded))
         full = [one for one in self._members if one.health is Health.UP and one not in free]
         behind = len(self._waiters)
         quicker = any(
@@ -462,7 +469,11 @@ class ServerPool:
     def _nobody(self, able: Sequence[Member]) -> NoServer:
         drained = all(member.drained for member in self._members)
         told = "; ".join(one.note or f"{one.url} takes no jobs" for one in able or self._members)
-        text = "every server is drained: let one take jobs again" if drained else f"no server: {told}"
+        text = (
+            "every server is drained: let one take jobs again"
+            if drained
+            else f"no server can take the job: {told}"
+        )
         up = any(member.health is Health.UP for member in self._members)
         return NoServer(text, url=self._members[0].url, any_up=up)
 
@@ -526,10 +537,6 @@ async def _remembered(member: Member, workflow: Workflow | Mapping[str, Any], ke
         return await member.client.remembers(workflow, key)
     member.suspect()
     return False
-
-
-def _strange(member: Member, workflow: Workflow) -> int:
-    return 0 if member.inventory is None else member.inventory.strange(workflow)
 
 
 def _marked(result: JobResult, client: ComfyClient) -> JobResult:
