@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
 import anyio
+import anyio.abc
 
 from . import protocol
 from .errors import BadAnswer, JobTimeout, ServerError, ServerUnreachable
@@ -49,6 +50,7 @@ class Follower:
         self._looks, self._until = 0, math.inf
         self._kicked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._group: anyio.abc.TaskGroup | None = None
         self._unreachable: ServerError | None = None
         self._gone = False
         self.on_change: Callable[[], None] = lambda: None  # a job less, the socket, the queue's length
@@ -119,17 +121,28 @@ class Follower:
     # -- looks --
 
     async def _look_on(self) -> None:
-        async with anyio.create_task_group() as group:
-            while True:
-                while self._looks < MAX_LOOKS and (prompt_id := self.roster.due(self.clock())) is not None:
-                    self._looks += 1
-                    group.start_soon(self._look, prompt_id)
-                if self.roster.deaf(self.clock()) and self._link is not None:
-                    self._link.replace()
-                self._until = self.roster.wake_at() if self._looks < MAX_LOOKS else math.inf
-                self._kicked.clear()
-                with anyio.CancelScope(deadline=self._until):
-                    await self._kicked.wait()
+        try:
+            async with anyio.create_task_group() as self._group:
+                await self._look_around()
+        finally:
+            self._group = None
+
+    async def _look_around(self) -> None:
+        while True:
+            self._set_out()
+            if self.roster.deaf(self.clock()) and self._link is not None:
+                self._link.replace()
+            self._until = self.roster.wake_at() if self._looks < MAX_LOOKS else math.inf
+            self._kicked.clear()
+            with anyio.CancelScope(deadline=self._until):
+                await self._kicked.wait()
+
+    def _set_out(self) -> None:
+        """Begin the looks that are due, unless the background task has not begun, or has ended."""
+        group = self._group
+        while group and self._looks < MAX_LOOKS and (found := self.roster.due(self.clock())) is not None:
+            self._looks += 1
+            group.start_soon(self._look, found)
 
     async def _look(self, prompt_id: str) -> None:
         tracker = self.roster.get(prompt_id)
@@ -340,8 +353,10 @@ class Follower:
 
     def _kick(self) -> None:
         """Wake the looker if it sleeps longer than it now should."""
-        if self._looks < MAX_LOOKS and self.roster.wake_at() < self._until:
-            self._kicked.set()
+        if self._looks >= MAX_LOOKS or self.roster.wake_at() >= self._until:
+            return
+        self._set_out()  # at once: somebody waits for the end that was just announced
+        self._kicked.set()
 
     def _wake(self, prompt_id: str) -> None:
         for woken in (*self._views.get(prompt_id, ()), *self._ends.get(prompt_id, ())):
