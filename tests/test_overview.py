@@ -8,7 +8,8 @@ import pytest
 
 from comfyflow.errors import UsageError
 from comfyflow.many import RowResult, Tally
-from comfyflow.overview import Bar, Lines, clock, overview_on, rate_text, status_line
+from comfyflow.member import Health, ServerView
+from comfyflow.overview import Bar, Lines, clock, overview_on, rate_text, server_line, status_line
 
 
 class Terminal(io.StringIO):
@@ -105,3 +106,26 @@ def test_a_bar_shows_the_numbers_of_the_moment_and_makes_room() -> None:
     before, _, after = drawn.partition("/a/path.png\n")
     assert "20 rows" in before
     assert "20 rows" in after
+
+
+def two() -> tuple[ServerView, ServerView]:
+    """A pool's servers."""
+    busy = ServerView("http://a:8188", Health.UP, True, 1.0, 3, 5, 2.04, 120, 1)
+    return busy, ServerView("http://b:8188", Health.AWAY, False, 1.0, 0, None, None, 7, 0)
+
+
+def test_servers_of_a_pool_have_a_line_each() -> None:
+    assert [server_line(view) for view in two()] == [
+        "http://a:8188: up, 1 running, 2 queued, 120 done, 1 failed, 2.0 s each",
+        "http://b:8188: away, 0 running, 0 queued, 7 done",
+    ]
+
+
+def test_they_stand_below_the_numbers_and_below_the_bar() -> None:
+    plain, terminal = io.StringIO(), Terminal()
+    with Lines(plain, tally(), None, two, every=0.0) as lines:
+        lines.show()
+    with overview_on(terminal, tally(), 10, servers=two) as bar:
+        bar.show()
+    assert plain.getvalue().splitlines()[1:] == [f"  {server_line(view)}" for view in two()]
+    assert all(server_line(view)[:40] in terminal.getvalue() for view in two())

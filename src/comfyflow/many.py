@@ -19,8 +19,10 @@ import anyio
 from . import errors as e
 from .batch import Row, key_of, with_uploads, workflow_of
 from .exits import ExitCode, exit_code
+from .member import ServerView
 from .models import JobState, SavedFile
 from .outcome import RunResult
+from .pool import ServerPool
 from .runner import Runner
 from .several import iterated, worked
 from .workflow import Workflow
@@ -196,6 +198,11 @@ class Batch:
         self.name, self.tally = name, Tally()
         self.stopped: str | None = None  # why no further row is begun
         self._runner, self._base, self._policy = runner, base, policy or Policy()
+
+    def servers(self) -> tuple[ServerView, ...]:
+        """How the servers of a pool are now; nothing where there is one server."""
+        client = self._runner.client
+        return client.servers if isinstance(client, ServerPool) else ()
 
     async def run(
         self, rows: Iterable[Row | e.ComfyflowError] | AsyncIterable[Row | e.ComfyflowError]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
     from .many import Tally
+    from .member import ServerView
 
 LINE_EVERY = 10.0  # s between two plain lines
 
@@ -34,13 +35,31 @@ class Overview(AbstractContextManager["Overview"], Protocol):
         """While the block lasts somebody else may write to the terminal."""
 
 
+Servers = Callable[[], Sequence["ServerView"]]
+
+
 def overview_on(
-    stream: TextIO | None, tally: Tally, total: int | None = None, *, quiet: bool = False
+    stream: TextIO | None,
+    tally: Tally,
+    total: int | None = None,
+    *,
+    servers: Servers = tuple,
+    quiet: bool = False,
 ) -> Overview:
-    """The overview of `tally` that fits a stream; `total` rows are known to come."""
+    """The overview of `tally` that fits a stream; `total` rows are known to come. `servers` gives those of a
+    pool, as they are now."""
     if stream is not None and not quiet and stream.isatty() and os.environ.get("TERM") != "dumb":
-        return Bar(stream, tally, total)
-    return Lines(stream, tally, total, every=None if quiet else LINE_EVERY)
+        return Bar(stream, tally, total, servers)
+    return Lines(stream, tally, total, servers, every=None if quiet else LINE_EVERY)
+
+
+def server_line(server: ServerView) -> str:
+    """One server of a pool in one line."""
+    queued = max(server.ours - 1, 0)
+    words = [f"{min(server.ours, 1)} running", f"{queued} queued", f"{server.succeeded} done"]
+    words += [f"{server.failed} failed"] if server.failed else []
+    words += [] if server.seconds is None else [f"{server.seconds:.1f} s each"]
+    return f"{printable(server.url)}: {server.health.value}, {', '.join(words)}"
 
 
 def status_line(tally: Tally, total: int | None = None) -> str:
@@ -78,9 +97,16 @@ class Lines(Overview):
     """A plain line `every` so many seconds, none with None; what is said is always written."""
 
     def __init__(
-        self, stream: TextIO | None, tally: Tally, total: int | None, *, every: float | None
+        self,
+        stream: TextIO | None,
+        tally: Tally,
+        total: int | None,
+        servers: Servers = tuple,
+        *,
+        every: float | None,
     ) -> None:
         self._stream, self._tally, self._total, self._every = stream, tally, total, every
+        self._servers = servers
         self._next = time.monotonic() + (every or 0.0)
 
     def __exit__(
@@ -93,7 +119,8 @@ class Lines(Overview):
         if self._every is None or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self._every
-        self.say([f"comfyflow: {status_line(self._tally, self._total)}"])
+        servers = [f"  {server_line(server)}" for server in self._servers()]
+        self.say([f"comfyflow: {status_line(self._tally, self._total)}", *servers])
 
     def say(self, lines: Iterable[str]) -> None:
         """Write them. A reader that went away is no fault of the batch."""
@@ -110,11 +137,11 @@ class Lines(Overview):
 
 
 class Bar(Overview):
-    """One bar for all rows, the numbers beside it."""
+    """One bar for all rows, the numbers beside it, and a line for each server below."""
 
-    def __init__(self, stream: TextIO, tally: Tally, total: int | None) -> None:
+    def __init__(self, stream: TextIO, tally: Tally, total: int | None, servers: Servers = tuple) -> None:
         self._tally = tally
-        self._rich = _rich(stream, tally, total)
+        self._rich = _rich(stream, tally, total, servers)
         self._task = self._rich.add_task("", total=total)
 
     def __enter__(self) -> Self:
@@ -143,8 +170,8 @@ class Bar(Overview):
         self._rich.start()
 
 
-def _rich(stream: TextIO, tally: Tally, total: int | None) -> RichProgress:
-    from rich.console import Console
+def _rich(stream: TextIO, tally: Tally, total: int | None, servers: Servers) -> RichProgress:
+    from rich.console import Console, RenderableType
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeElapsedColumn
     from rich.table import Column
     from rich.text import Text
@@ -153,7 +180,13 @@ def _rich(stream: TextIO, tally: Tally, total: int | None) -> RichProgress:
         def render(self, task: Task) -> Text:
             return Text(status_line(tally, total), no_wrap=True, overflow="ellipsis")
 
-    return Progress(
+    class Beside(Progress):
+        def get_renderables(self) -> Iterable[RenderableType]:
+            yield from super().get_renderables()
+            for server in servers():
+                yield Text(f"  {server_line(server)}", no_wrap=True, overflow="ellipsis")
+
+    return Beside(
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
         Numbers(table_column=Column(ratio=1, no_wrap=True)),

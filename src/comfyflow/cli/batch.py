@@ -345,7 +345,8 @@ class _Road:
     async def _work(self, batch: Batch, rows: Iterator[Row | ComfyflowError]) -> None:
         total = self.source.count() if sys.stderr is not None and sys.stderr.isatty() else None
         given = aside(rows) if self.source.rows == STDIN else rows
-        with overview_on(sys.stderr, batch.tally, total, quiet=self.call.quiet) as overview:
+        shown = overview_on(sys.stderr, batch.tally, total, servers=batch.servers, quiet=self.call.quiet)
+        with shown as overview:
             async with aclosing(batch.run(given)) as results:
                 async for one in results:
                     self._tell(one, overview)
