@@ -327,7 +327,7 @@ async def test_a_server_that_its_operator_knows_to_be_gone_gives_up_its_jobs(
         job = await runner.submit(image(), key="k")
     await sims[0].kill()
     async with (
-        ServerPool([sims[1].url], gone=[f"{sims[0].url}/"], poll=QUICK) as pool,
+        ServerPool([sim.url for sim in sims], gone=[f"{sims[0].url}/"], poll=QUICK) as pool,
         Runner(pool, store, tmp_path) as runner,
     ):
         [done] = [one async for one in runner.resume()]

@@ -110,13 +110,17 @@ class ServerPool:
         **options: Any,
     ) -> None:
         self._inputs = Inputs()
-        self._specs = [_client_of(one, options) for one in servers]
+        self._departed = tuple(dict.fromkeys(str(Server.at(url)) for url in gone))
+        self._specs = [
+            (client, spec)
+            for client, spec in (_client_of(one, options) for one in servers)
+            if str(client.server) not in self._departed
+        ]
         urls = [str(client.server) for client, _ in self._specs]
         twice = next((url for url in urls if urls.count(url) > 1), None)
         if not urls or twice is not None:
             raise UsageError("a pool needs a server" if not urls else f"{twice} is given twice")
         self._ahead, self._lost_after = ahead, lost_after
-        self._departed = tuple({str(Server.at(url)): None for url in gone}.keys() - set(urls))
         self._members: list[Member] = []
         self._waiters: dict[_Waiter, None] = {}
         self._tasks: list[asyncio.Task[None]] = []

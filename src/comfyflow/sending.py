@@ -313,11 +313,15 @@ class Sender:
         told = JobEvent(prompt_id, "submitted", {"server": job.server})
         await self._store.write(Accepted(job, prompt_id), told)
         accepted = replace(job, prompt_id=prompt_id)
+        if job.key is not None:
+            self._remember(prompt_id)
+        self._on_job(accepted)
+        return accepted
+
+    def _remember(self, prompt_id: str) -> None:
         self._fresh[prompt_id] = None
         if len(self._fresh) > FRESH:
             del self._fresh[next(iter(self._fresh))]
-        self._on_job(accepted)
-        return accepted
 
     async def _check_held(self, job: Job) -> None:
         if not await self._lease.holds(job):
