@@ -30,6 +30,10 @@ def test_errors_carry_data() -> None:
     assert errors.ServerUnreachable("no", method="GET", url="u", sent=True).sent
     rejected = errors.WorkflowRejected("no", method="POST", url="u", error={"a": 1}, node_errors={"2": {}})
     assert (rejected.error, rejected.node_errors, rejected.accepted) == ({"a": 1}, {"2": {}}, False)
+    lacking = errors.NotRunnable("no", url="u", missing={"a": ["x"]})
+    assert (lacking.method, lacking.missing, lacking.error) == ("POST", {"a": ["x"]}, {})
+    nobody = errors.NoServer("no", url="u", any_up=True)
+    assert (nobody.any_up, nobody.sent, nobody.refused) == (True, False, False)
     gone = errors.OutputUnavailable("it is gone", output=OutputFile("1", "a.png"))
     assert isinstance(gone, errors.DownloadError)
     assert "a.png" in str(gone)

@@ -32,6 +32,7 @@ from comfyflow.store import (
     Alive,
     Finished,
     Kept,
+    Moved,
     Worker,
     ending,
     outcome_id,
@@ -455,3 +456,14 @@ def test_an_end_without_an_outcome_is_an_end() -> None:
     run |= {"state": "succeeded", "outcome": None, "error": None}
     assert record_of(run, [], []).result == JobResult("a", JobState.SUCCEEDED)
     assert job_of(run).workflow is None
+
+
+def test_a_job_that_moves_takes_its_server_along() -> None:
+    elsewhere = replace(JOB, server="http://other:8188", client_id="they")
+    moved = batch_of([Moved(elsewhere)])
+    assert only(moved.runs) == {
+        "prompt_id": "a",
+        "moves": True,
+        "client_id": "they",
+        "server": "http://other:8188",
+    }

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyflow.errors import UsageError
-from comfyflow.models import Timeouts
+from comfyflow.models import PoolServer, Timeouts
 from comfyflow.settings import (
     DEFAULT_URL,
     Settings,
@@ -232,3 +232,41 @@ def test_the_limit_for_kept_files_is_a_size(text: str, size: int) -> None:
 def test_what_is_no_size_is_told(text: str) -> None:
     with pytest.raises(UsageError, match="COMFYFLOW_CONTENT_LIMIT"):
         content_limit({"COMFYFLOW_CONTENT_LIMIT": text})
+
+
+# several servers
+
+
+def test_servers_may_have_a_weight_and_a_queue() -> None:
+    env = {
+        "COMFYFLOW_SERVERS": " http://a:1#weight=2&ahead=4, b\nhttp://c:3#weight=0 ",
+        "COMFYFLOW_URL": "http://d",
+    }
+    assert pool_servers(env) == (
+        PoolServer("http://a:1", 2.0, 4),
+        PoolServer("http://b:8188"),
+        PoolServer("http://c:3", 0.0),
+    )
+    assert pool_servers(env, ["http://e:5", "http://f:6"]) == (
+        PoolServer("http://e:5"),
+        PoolServer("http://f:6"),
+    )
+    settings = resolve(env)
+    assert (settings.url, settings.shown_url) == ("http://a:1", "http://a:1, http://b:8188, http://c:3")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["http://a:1#weight=-1"], "what may follow '#'"),
+        (["http://a:1#weight=x"], "what may follow '#'"),
+        (["http://a:1#ahead=-1"], "what may follow '#'"),
+        (["http://a:1#slow"], "what may follow '#'"),
+        (["http://a:1#speed=2"], "what may follow '#'"),
+        (["http://a:1", "http://u:p@a:1/"], "http://a:1 is given twice"),
+    ],
+)
+def test_servers_that_make_no_pool_are_told(flags: list[str], told: str) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        pool_servers({}, flags)
+    assert "--server" in str(caught.value)

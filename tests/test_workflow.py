@@ -570,3 +570,10 @@ def test_a_chain_of_many_nodes_is_no_trouble() -> None:
     graph = {"0": _node("CLIPTextEncode", text="far away"), "k": _node("KSampler", positive=["3000", 0])}
     graph |= {str(n): _node("ConditioningSet", conditioning=[str(n - 1), 0]) for n in range(1, 3001)}
     assert _prompt(graph) == "far away"
+
+
+def test_the_prompt_is_worked_out_once() -> None:
+    workflow = Workflow.load(_classic())
+    assert workflow.prompt_text is workflow.prompt_text
+    silent = Workflow.load({"1": {"class_type": "Nothing", "inputs": {}}})
+    assert (silent.prompt_text, silent.prompt_text) == (None, None)
