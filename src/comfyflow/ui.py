@@ -1,0 +1,232 @@
+"""A workflow as ComfyUI's page saves it (UI format): nodes, slots and links, read and checked.
+
+Layouts: version 0.4 and older (links as lists of six), version 1 and subgraph definitions (links as objects).
+Source: src/platform/workflow/validation/schemas/workflowSchema.ts of the official frontend, 1.45.20.
+Nothing is resolved here; every fault of form is one sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .errors import WorkflowInvalid
+
+MUTED = 2  # LGraphEventMode.NEVER
+BYPASSED = 4  # LGraphEventMode.BYPASS
+INPUT_NODE = "-10"  # the subgraph's own inputs (SubgraphInputNode)
+OUTPUT_NODE = "-20"
+_LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """An input or output of a node; `link` is what comes in; `widget` names the widget behind it."""
+
+    name: str
+    type: str
+    link: Any = None
+    widget: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A connection inside of one graph; node ids are text."""
+
+    origin: str
+    origin_slot: int
+    target: str
+    target_slot: int
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node as it was saved; `values` is `widgets_values` as it stands (a list, a mapping, or None)."""
+
+    id: str
+    type: str
+    title: str | None
+    mode: int
+    inputs: tuple[Slot, ...]
+    outputs: tuple[Slot, ...]
+    values: Any
+    properties: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Title and id, for messages: `"Load Checkpoint" (4)`."""
+        return f'"{self.title or self.type}" ({self.id})'
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The nodes and links of the root graph, or of one subgraph with its own inputs and outputs."""
+
+    nodes: Mapping[str, Node]
+    links: Mapping[Any, Link]
+    inputs: tuple[Slot, ...] = ()
+    outputs: tuple[Slot, ...] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A whole file: the root graph, the subgraphs by their id, the group nodes by their name."""
+
+    root: Graph
+    subgraphs: Mapping[str, Graph]
+    groups: Mapping[str, Any]
+
+
+def is_ui(data: Any) -> bool:
+    """Whether this is a graph as the page saves it: a list of nodes under `nodes`."""
+    return isinstance(data, Mapping) and isinstance(data.get("nodes"), list)
+
+
+def read(data: Mapping[str, Any]) -> Saved:
+    """Read a saved workflow. Raises WorkflowInvalid, naming the node or link that is malformed."""
+    definitions = data.get("definitions")
+    found = definitions.get("subgraphs") if isinstance(definitions, Mapping) else None
+    subgraphs: dict[str, Graph] = {}
+    for entry in found if isinstance(found, list) else ():
+        if not is_ui(entry) or not isinstance(entry.get("id"), str):
+            raise WorkflowInvalid("a subgraph's definition has no id or no nodes: save the workflow again")
+        if entry["id"] in subgraphs:
+            raise WorkflowInvalid(f"two subgraph definitions have the id {entry['id']}")
+        subgraphs[entry["id"]] = _graph(entry)
+    root = _graph(data)
+    last = data.get("last_node_id")
+    subgraphs = _distinct(root, subgraphs, last if isinstance(last, int) else 0)
+    extra = data.get("extra")
+    groups = extra.get("groupNodes") if isinstance(extra, Mapping) else None
+    return Saved(root, subgraphs, groups if isinstance(groups, Mapping) else {})
+
+
+def _distinct(root: Graph, subgraphs: Mapping[str, Graph], last: int) -> dict[str, Graph]:
+    """Give a new id to a node in a subgraph whose id another graph has already, as the page does.
+
+    Source: subgraphDeduplication.ts of the official frontend; the ids are part of what is sent.
+    """
+    used = {node_id for node_id in root.nodes if node_id.isdecimal()}
+    found: dict[str, Graph] = {}
+    for name, graph in subgraphs.items():
+        renamed: dict[str, str] = {}
+        for node_id in graph.nodes:
+            if not node_id.isdecimal():
+                continue
+            fresh = node_id
+            while fresh in used:
+                last += 1
+                fresh = str(last)
+            if fresh != node_id:
+                renamed[node_id] = fresh
+            used.add(fresh)
+            last = max(last, int(fresh))
+        found[name] = _renamed(graph, renamed) if renamed else graph
+    return found
+
+
+def _renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
+    nodes = (replace(node, id=names.get(node.id, node.id)) for node in graph.nodes.values())
+    links = {
+        key: replace(
+            link, origin=names.get(link.origin, link.origin), target=names.get(link.target, link.target)
+        )
+        for key, link in graph.links.items()
+    }
+    return replace(graph, nodes={node.id: node for node in nodes}, links=links)
+
+
+def _graph(data: Mapping[str, Any]) -> Graph:
+    nodes: dict[str, Node] = {}
+    for entry in data["nodes"]:
+        node = _node(entry)
+        if node.id in nodes:
+            raise WorkflowInvalid(f"two nodes have the id {node.id}: {nodes[node.id].label} and {node.label}")
+        nodes[node.id] = node
+    return Graph(
+        nodes,
+        dict(_links(data.get("links"))),
+        tuple(_slots(data.get("inputs"))),
+        tuple(_slots(data.get("outputs"))),
+        str(data.get("name") or ""),
+    )
+
+
+def _node(entry: Any) -> Node:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("type"), str):
+        raise WorkflowInvalid(f"a node has no type: {str(entry)[:80]}")
+    identity = entry.get("id")
+    if isinstance(identity, bool) or not isinstance(identity, int | str):
+        raise WorkflowInvalid(f"a node of type {entry['type']!r} has no id (a number or a text)")
+    mode, properties = entry.get("mode", 0), entry.get("properties")
+    if not isinstance(mode, int):
+        raise WorkflowInvalid(f"node {identity}: 'mode' must be a number, not {mode!r}")
+    title = entry.get("title")
+    return Node(
+        str(identity),
+        entry["type"],
+        title if isinstance(title, str) and title else None,
+        mode,
+        tuple(_slots(entry.get("inputs"))),
+        tuple(_slots(entry.get("outputs"))),
+        entry.get("widgets_values"),
+        properties if isinstance(properties, Mapping) else {},
+    )
+
+
+def _slots(entries: Any) -> Iterator[Slot]:
+    for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, Mapping):
+            raise WorkflowInvalid(f"an input or output of a node is malformed: {str(entry)[:80]}")
+        widget = entry.get("widget")
+        kind = entry.get("type")
+        yield Slot(
+            str(entry.get("name", "")),
+            "COMBO" if isinstance(kind, list) else str(kind if kind is not None else "*"),
+            entry.get("link"),
+            str(widget.get("name")) if isinstance(widget, Mapping) else None,
+        )
+
+
+def _links(entries: Any) -> Iterator[tuple[Any, Link]]:
+    for entry in _entries(entries):
+        if isinstance(entry, list | tuple):
+            # Links of very old files have five fields: the type is missing.
+            entry = dict(zip(_LINK, entry, strict=False))  # noqa: PLW2901 - the same link, named
+        if entry is None:
+            continue
+        if not isinstance(entry, Mapping) or not _sound(entry):
+            raise WorkflowInvalid(f"a link is malformed: {str(entry)[:100]}")
+        yield (
+            entry["id"],
+            Link(
+                str(entry["origin_id"]),
+                int(entry["origin_slot"]),
+                str(entry["target_id"]),
+                int(entry["target_slot"]),
+                str(entry.get("type", "*")),
+            ),
+        )
+
+
+def _entries(entries: Any) -> Iterable[Any]:
+    if entries is None:
+        return ()
+    if isinstance(entries, Mapping):
+        return entries.values()
+    if not isinstance(entries, list):
+        raise WorkflowInvalid("'links' must be a list")
+    return entries
+
+
+def _sound(entry: Mapping[str, Any]) -> bool:
+    slots = (entry.get("origin_slot"), entry.get("target_slot"))
+    ends = (entry.get("id"), entry.get("origin_id"), entry.get("target_id"))
+    return all(_is_slot(slot) for slot in slots) and all(isinstance(end, int | str) for end in ends)
+
+
+def _is_slot(slot: Any) -> bool:
+    return isinstance(slot, int) or (isinstance(slot, str) and slot.lstrip("-").isdecimal())
