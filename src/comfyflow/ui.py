@@ -28,6 +28,7 @@ class Slot:
     type: str
     link: Any = None
     widget: str | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,11 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node as it was saved; `values` is `widgets_values` as it stands (a list, a mapping, or None)."""
+    """One node as it was saved.
+
+    `values` is `widgets_values` as it stands (a list, a mapping, or None); `named` is `widgets_values_named`,
+    which some pages save beside it.
+    """
 
     id: str
     type: str
@@ -53,6 +58,13 @@ class Node:
     outputs: tuple[Slot, ...]
     values: Any
     properties: Mapping[str, Any]
+    named: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str | None:
+        """The name that a Set or Get node carries: its first value, when it is a text."""
+        first = self.values[0] if isinstance(self.values, list) and self.values else None
+        return first if isinstance(first, str) else None
 
     @property
     def label(self) -> str:
@@ -142,7 +154,7 @@ def _renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
 def _graph(data: Mapping[str, Any]) -> Graph:
     nodes: dict[str, Node] = {}
     for entry in data["nodes"]:
-        node = _node(entry)
+        node = node_from(entry)
         if node.id in nodes:
             raise WorkflowInvalid(f"two nodes have the id {node.id}: {nodes[node.id].label} and {node.label}")
         nodes[node.id] = node
@@ -155,7 +167,8 @@ def _graph(data: Mapping[str, Any]) -> Graph:
     )
 
 
-def _node(entry: Any) -> Node:
+def node_from(entry: Any) -> Node:
+    """Read one node. Raises WorkflowInvalid for one without a type or an id."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("type"), str):
         raise WorkflowInvalid(f"a node has no type: {str(entry)[:80]}")
     identity = entry.get("id")
@@ -164,7 +177,7 @@ def _node(entry: Any) -> Node:
     mode, properties = entry.get("mode", 0), entry.get("properties")
     if not isinstance(mode, int):
         raise WorkflowInvalid(f"node {identity}: 'mode' must be a number, not {mode!r}")
-    title = entry.get("title")
+    title, named = entry.get("title"), entry.get("widgets_values_named")
     return Node(
         str(identity),
         entry["type"],
@@ -174,6 +187,7 @@ def _node(entry: Any) -> Node:
         tuple(_slots(entry.get("outputs"))),
         entry.get("widgets_values"),
         properties if isinstance(properties, Mapping) else {},
+        named if isinstance(named, Mapping) else None,
     )
 
 
@@ -188,6 +202,7 @@ def _slots(entries: Any) -> Iterator[Slot]:
             "COMBO" if isinstance(kind, list) else str(kind if kind is not None else "*"),
             entry.get("link"),
             str(widget.get("name")) if isinstance(widget, Mapping) else None,
+            label if isinstance(label := entry.get("label"), str) else None,
         )
 
 

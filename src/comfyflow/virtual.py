@@ -47,28 +47,23 @@ def is_primitive(class_type: str) -> bool:
     return class_type == "PrimitiveNode"
 
 
-def setter_of(node: Node, graph: Graph) -> Node | None:
-    """The Set node whose name a Get node has; None for nodes of any other kind, or when there is none."""
-    wanted = _SETTERS.get(node.type)
-    name = _name(node)
-    if wanted is None or name is None:
-        return None
-    return next((one for one in graph.nodes.values() if one.type == wanted and _name(one) == name), None)
+def setters(graph: Graph) -> Mapping[tuple[str, Any], Node]:
+    """The Set node behind each kind of Get node and name; the first one of a name counts."""
+    readers = {setter: getter for getter, setter in _SETTERS.items()}
+    found: dict[tuple[str, Any], Node] = {}
+    for node in graph.nodes.values():
+        if node.type in readers and node.name is not None:
+            found.setdefault((readers[node.type], node.name), node)
+    return found
 
 
-def refused(node: Node, groups: Mapping[str, Any]) -> str | None:
+def refused(node: Node) -> str | None:
     """Why a node cannot be converted at all, or None."""
     if node.type in _EVERYWHERE:
         return (
             "the page makes its links while it runs and the file does not hold them; "
             "in ComfyUI choose 'Convert all UEs to real links' and save again"
         )
-    named = node.type.removeprefix("workflow>").removeprefix("workflow/")
-    if named != node.type and named in groups:
-        return "group nodes are the old kind of subgraph; in ComfyUI choose 'Convert to nodes' and save again"
+    if node.type.startswith(("workflow>", "workflow/")):
+        return "the file does not hold the definition of this group node; convert it to nodes and save again"
     return None
-
-
-def _name(node: Node) -> Any:
-    values = node.values
-    return values[0] if isinstance(values, list) and values else None

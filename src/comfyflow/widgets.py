@@ -1,4 +1,4 @@
-"""The values of a saved node by the names of its inputs.
+"""The values of a saved node by the names of its inputs, and its input slots in the page's order.
 
 The page saves `widgets_values` by position, with widgets that are never sent in between; some packs save a
 mapping. Source: LGraphNode.configure of the official frontend, 1.45.20.
@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import WorkflowInvalid
-from .schema import PAGE_TYPES, InputSpec, NodeSpec
-from .ui import Node
+from .schema import DYNAMIC_COMBO, PAGE_TYPES, InputSpec, NodeSpec, node_spec
+from .ui import Node, Slot
+from .virtual import is_virtual
 
 # Buttons of the page that are sent like values (extension Comfy.Load3D, 1.45.20).
 _BUTTONS = {("Load3D", "model_file"): ("upload 3d model", "upload extra resources", "clear")}
 _CONTROLS = ("fixed", "increment", "decrement", "randomize", "increment-wrap")
+_NEVER_SENT = frozenset({"control_after_generate", "control_filter_list", "upload", "videopreview"})
 _MISSING = object()
+# Files of the first months have `sample_euler` for `euler` (app.ts, loadGraphData).
+_SAMPLERS = ("KSampler", "KSamplerAdvanced")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,54 @@ class Filled:
     warnings: tuple[str, ...] = ()
 
 
+class Classes:
+    """The classes of one `/object_info`, and the saved nodes beside them; each node is looked at once."""
+
+    def __init__(self, object_info: Mapping[str, Any]) -> None:
+        self._info = object_info
+        self._specs: dict[str, NodeSpec | None] = {}
+        # The nodes are kept beside the answers, so that their id() stays their own.
+        self._filled: dict[int, tuple[Node, Filled]] = {}
+        self._slots: dict[int, tuple[Node, tuple[Slot, ...]]] = {}
+
+    def spec(self, class_type: str) -> NodeSpec | None:
+        """The class as `/object_info` tells it; None when it does not."""
+        if class_type not in self._specs:
+            info = self._info.get(class_type)
+            self._specs[class_type] = node_spec(class_type, info) if isinstance(info, Mapping) else None
+        return self._specs[class_type]
+
+    def filled(self, node: Node) -> Filled:
+        """The values of `node`. Raises WorkflowInvalid when they have no names at all."""
+        if id(node) not in self._filled:
+            self._filled[id(node)] = node, filled(node, self.spec(node.type))
+        return self._filled[id(node)][1]
+
+    def slots(self, node: Node) -> tuple[Slot, ...]:
+        """The input slots of `node` in the page's order; those of the file when the class is unknown."""
+        if id(node) not in self._slots:
+            spec = self.spec(node.type)
+            ordered = spec is not None and not is_virtual(node.type)
+            slots = tuple(_ordered(node, spec, self.filled(node))) if spec and ordered else node.inputs
+            self._slots[id(node)] = node, slots
+        return self._slots[id(node)][1]
+
+
+def _ordered(node: Node, spec: NodeSpec, values: Filled) -> Iterator[Slot]:
+    """The slots in the page's order: the class's sockets, its widgets, then what else was saved.
+
+    What hangs on a choice that the class does not have is left out, as by the page.
+    """
+    lost = tuple(f"{given.name}." for given in _unknown_choices(spec, values.values))
+    saved = {slot.name: slot for slot in node.inputs}
+    for given in sorted(spec.inputs, key=lambda given: given.is_widget):
+        slot = saved.pop(given.name, None)
+        yield Slot(given.name, given.type, slot.link if slot else None, slot.widget if slot else None)
+    for slot in saved.values():
+        if (slot.widget is None or slot.widget in values.values) and not slot.name.startswith(lost):
+            yield slot
+
+
 def filled(node: Node, spec: NodeSpec | None) -> Filled:
     """The values of `node`. Without a `spec` its own list of inputs names them, with a warning.
 
@@ -36,12 +88,37 @@ def filled(node: Node, spec: NodeSpec | None) -> Filled:
     if spec is None:
         return _unknown(node)
     if isinstance(node.values, Mapping):
-        return Filled(dict(_by_name(spec.inputs, node.values)))
-    values = iter(node.values if isinstance(node.values, list) else ())
+        found = dict(_by_name(spec.inputs, node.values))
+        return Filled(found, tuple(_warnings(node, spec, found)))
+    values = iter(_without_sockets(spec.inputs, node.values if isinstance(node.values, list) else []))
     found = dict(_by_place(spec.class_type, spec.inputs, values))
     if spec.class_type == "CustomCombo":
         found |= _options(list(values))
-    return Filled(found)
+    return Filled(found, tuple(_warnings(node, spec, found)))
+
+
+def _unknown_choices(spec: NodeSpec, values: Mapping[str, Any]) -> Iterator[InputSpec]:
+    for given in spec.inputs:
+        if given.type == DYNAMIC_COMBO and values.get(given.name) not in (given.choices or ()):
+            yield given
+
+
+def _warnings(node: Node, spec: NodeSpec, values: Mapping[str, Any]) -> Iterator[str]:
+    for given in _unknown_choices(spec, values):
+        choice = f"{given.name} = {values.get(given.name)!r}"
+        yield f"node {node.label}: there is no choice {choice}; its inputs are left out"
+
+
+def _without_sockets(specs: tuple[InputSpec, ...], values: list[Any]) -> list[Any]:
+    """Leave out values of inputs that were widgets once and are sockets now (migrateWidgetsValues)."""
+    places: list[bool] = []
+    for spec in specs:
+        forced = bool(spec.options.get("forceInput"))
+        if spec.is_widget or forced:
+            places += [forced, False] if spec.options.get("control_after_generate") else [forced]
+    if len(places) != len(values):
+        return values
+    return [value for value, forced in zip(values, places, strict=True) if not forced]
 
 
 def _by_place(
@@ -51,8 +128,12 @@ def _by_place(
         if not spec.is_widget:
             continue
         value = next(values, _MISSING)
-        if value is _MISSING or spec.type in PAGE_TYPES or (value is None and spec.type == "IMAGECOMPARE"):
+        # The page puts its own value in the place of none (loadGraphData: combos).
+        empty = value is None and (spec.type == "IMAGECOMPARE" or spec.choices is not None)
+        if value is _MISSING or empty or spec.type in PAGE_TYPES:
             value = spec.default
+        if class_type in _SAMPLERS and spec.name == "sampler_name" and isinstance(value, str):
+            value = value.removeprefix("sample_")
         yield spec.name, value
         for button in _BUTTONS.get((class_type, spec.name), ()):
             yield button, next(values, "")
@@ -76,9 +157,11 @@ def _by_name(specs: tuple[InputSpec, ...], values: Mapping[str, Any]) -> Iterato
 
 
 def _unknown(node: Node) -> Filled:
+    """The values of a node without a class, under the names that the file gives them itself."""
     warning = f"node {node.label}: class {node.type!r} is unknown; its inputs are taken as they were saved"
-    if isinstance(node.values, Mapping):
-        return Filled(dict(node.values), (warning,))
+    by_name = node.values if isinstance(node.values, Mapping) else node.named
+    if by_name is not None:
+        return Filled({name: by_name[name] for name in by_name if name not in _NEVER_SENT}, (warning,))
     names = [slot.widget for slot in node.inputs if slot.widget]
     values = _without_controls(node.values if isinstance(node.values, list) else [])
     if len(values) != len(names):
