@@ -193,7 +193,7 @@ class _Group:
 
     def _values(self, shown: _Shown) -> dict[int, Mapping[str, Any] | list[Any]]:
         """The group node's own values, by inner node; inner nodes keep theirs where it has none."""
-        rest = iter(self._instance.values if isinstance(self._instance.values, list) else ())
+        rest: Iterator[Any] = iter(self._instance.values if isinstance(self._instance.values, list) else [])
         found: dict[int, dict[str, Any]] = {}
         for place, given in shown.widgets:
             for one in islice(rest, 1):
