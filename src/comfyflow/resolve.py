@@ -185,16 +185,16 @@ class Links:
 
     def _output(self, step: _Step) -> _Step | Source:
         place, node = step.place, step.place.node
+        if node.mode == MUTED:
+            return None
         if node.mode == BYPASSED:
             match = bypassed(self._classes.slots(node), node.outputs, step.index, step.kind or "*")
             return None if match is None else _Step(place, "in", match, None)
         inner = self._saved.subgraphs.get(node.type)
         if inner is not None:
-            return None if node.mode == MUTED else self._inside(step, inner)
+            return self._inside(step, inner)
         if not is_virtual(node.type):
             return place.id, step.index
-        if node.mode == MUTED:
-            return None
         setter = self._setter(place)
         if setter is not None:
             return _Step(self._beside(place, setter), "in", 0, step.kind) if setter.inputs else None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
+AUTOGROW = "COMFY_AUTOGROW_V3"
 SEED_NAMES = ("seed", "noise_seed")
 # Types for which the page has a widget (scripts/widgets.ts, 1.45.20); lists of choices are COMBO.
 WIDGET_TYPES = frozenset(

@@ -7,11 +7,11 @@ mapping. Source: LGraphNode.configure of the official frontend, 1.45.20.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import WorkflowInvalid
-from .schema import DYNAMIC_COMBO, PAGE_TYPES, InputSpec, NodeSpec, node_spec
+from .schema import AUTOGROW, DYNAMIC_COMBO, PAGE_TYPES, InputSpec, NodeSpec, node_spec
 from .ui import Node, Slot
 from .virtual import is_virtual
 
@@ -74,10 +74,17 @@ def _ordered(node: Node, spec: NodeSpec, values: Filled) -> Iterator[Slot]:
     saved = {slot.name: slot for slot in node.inputs}
     for given in sorted(spec.inputs, key=lambda given: given.is_widget):
         slot = saved.pop(given.name, None)
-        yield Slot(given.name, given.type, slot.link if slot else None, slot.widget if slot else None)
-    for slot in saved.values():
-        if (slot.widget is None or slot.widget in values.values) and not slot.name.startswith(lost):
-            yield slot
+        if slot is not None:  # the page gives a type of its own to an input that takes that of its link
+            yield replace(slot, type=slot.type if given.type.startswith("COMFY_") else given.type)
+        elif given.type != AUTOGROW:  # it has no socket of its own, only those that it grew
+            yield Slot(given.name, given.type)
+        grown = [name for name in saved if name.startswith(f"{given.name}.")]
+        yield from (slot for slot in map(saved.pop, grown) if _stays(slot, lost, values))
+    yield from (slot for slot in saved.values() if _stays(slot, lost, values))
+
+
+def _stays(slot: Slot, lost: tuple[str, ...], values: Filled) -> bool:
+    return (slot.widget is None or slot.widget in values.values) and not slot.name.startswith(lost)
 
 
 def filled(node: Node, spec: NodeSpec | None) -> Filled:
@@ -144,8 +151,10 @@ def _by_place(
 
 def _options(rest: list[Any]) -> dict[str, Any]:
     """The choices of a CustomCombo: the place of the chosen one, then all (customWidgets.ts)."""
-    named = {f"option{place}": value for place, value in enumerate(rest[1:], 1)}
-    return {"index": rest[0], **named} if rest else {}
+    if not rest:
+        return {}
+    options = [*rest[1:], ""] if rest[-1] else rest[1:]  # the page keeps an empty one at the end
+    return {"index": rest[0], **{f"option{place}": value for place, value in enumerate(options, 1)}}
 
 
 def _by_name(specs: tuple[InputSpec, ...], values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
