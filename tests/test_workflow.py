@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyflow.errors import WorkflowInvalid
-from comfyflow.workflow import MAX_SEED, Workflow, is_link, random_seed, read_file
+from comfyflow.sources import find
+from comfyflow.workflow import MAX_SEED, Workflow, is_link, random_seed
 
 BIG = 18446744073709551615123
 
@@ -132,7 +133,7 @@ def test_json_text_in_place_of_a_file_name_is_recognised() -> None:
 
 def test_a_name_that_no_system_takes_is_told_so() -> None:
     with pytest.raises(WorkflowInvalid, match="cannot be read"):
-        read_file("a\0b")
+        find("a\0b")
 
 
 def test_a_file_without_permission_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -142,13 +143,13 @@ def test_a_file_without_permission_is_told_so(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(WorkflowInvalid, match="permissions"):
-        read_file(tmp_path / "x.json")
+        find(tmp_path / "x.json")
 
 
 def test_a_file_larger_than_comfyui_takes_is_not_read_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("comfyflow.workflow.MAX_SIZE", 10)
+    monkeypatch.setattr("comfyflow.sources.MAX_SIZE", 10)
     (tmp_path / "big.json").write_bytes(b" " * 11)
     with pytest.raises(WorkflowInvalid, match="larger"):
         Workflow.load(tmp_path / "big.json")
@@ -168,7 +169,7 @@ def test_a_fault_in_a_file_names_the_file(tmp_path: Path) -> None:
         (b"", "not JSON"),
         (b'{"1":\n  oops}', "line 2, column 3"),
         (b"\xff\xfe{\x00}\x00", "not UTF-8"),
-        (b"\x89PNG\r\n", "not UTF-8"),
+        (b"\x89PNG\r\n", "PNG ends in the middle"),
         (b'{"1": ' + b"9" * 5000 + b"}", "number that cannot be read"),
         (b"[" * 100_000, "nested"),
         (b'{"1": {"class_type": "A", "inputs": {"x": ' + b"[" * 150 + b"]" * 150 + b"}}}", "nested"),

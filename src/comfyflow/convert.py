@@ -37,10 +37,11 @@ _SAVERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """The API graph, and what the reader should know about how it was made."""
+    """The API graph, what the reader should know about how it was made, and packs by node id."""
 
     graph: dict[str, Any]
     warnings: tuple[str, ...]
+    packs: Mapping[str, str]
 
 
 def convert(
@@ -72,7 +73,9 @@ class _Conversion:
                 del node["inputs"][name]
         if not graph:
             raise WorkflowInvalid("no node of this workflow runs: all are muted, bypassed or notes")
-        return Converted(graph, tuple(self._warnings))
+        named = {place.id: place.node.pack for place in links.places.values() if place.id in graph}
+        packs = {node_id: pack for node_id, pack in named.items() if pack}
+        return Converted(graph, tuple(self._warnings), packs)
 
     def _api(self, place: Place) -> dict[str, Any]:
         node = place.node

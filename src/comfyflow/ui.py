@@ -67,6 +67,12 @@ class Node:
         return first if isinstance(first, str) else None
 
     @property
+    def pack(self) -> str | None:
+        """The pack that its class came from (`cnr_id` of the registry, else `aux_id`, a repository)."""
+        found = (self.properties.get(key) for key in ("cnr_id", "aux_id"))
+        return next((name for name in found if isinstance(name, str) and name), None)
+
+    @property
     def label(self) -> str:
         """Title and id, for messages: `"Load Checkpoint" (4)`."""
         return f'"{self.title or self.type}" ({self.id})'

@@ -1,8 +1,7 @@
 """ComfyUI's API-format graph: load it, check it, patch it, describe it.
 
 Every fault that can be seen without a server is found here and told in one sentence. A `Workflow` never
-changes: each patch returns a new one. Numbers stay exactly as they were written (a seed may need 64 bits),
-so the text is read by the standard library's json, which keeps integers of any size.
+changes: each patch returns a new one.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import isfinite
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar
 
 from .errors import WorkflowInvalid
+from .sources import EXPORT, Form, Source, find
 
-MAX_SIZE = 100 * 1024 * 1024  # bytes; ComfyUI refuses larger bodies (main.py --max-upload-size, 0.27.0)
 MAX_DEPTH = 100  # levels of nesting; real graphs have about five
 MAX_SEED = 2**64 - 1  # ComfyUI nodes.py KSampler, 0.27.0
 SEED_NAMES = ("seed", "noise_seed")
@@ -33,9 +31,6 @@ _LISTED = 8  # candidates that an error names
 
 _T = TypeVar("_T")
 
-_EXPORT = (
-    "in ComfyUI choose Workflow > Export (API), or enable the dev mode options and use 'Save (API format)'"
-)
 _TEXT_INPUT = re.compile(
     r"(positive_?)?(text|prompt|string|value|caption)s?(_?([a-z]|\d+|positive))?"
     r"|(.*\.|text_)?prompt|positive|populated_text|tags|lyrics|clip_[lg]|t5xxl|mt5xl|bert|llama"
@@ -49,40 +44,64 @@ class Workflow:
     """A checked graph in API format. Make one with `load` or `parse`; it holds at least one node.
 
     `nodes` maps a node id to `{"class_type", "inputs", "_meta"?}` in the order of the file; treat it as
-    read-only and take `to_dict()` for a copy of your own. `name` is the file it came from, for messages.
+    read-only and take `to_dict()` for a copy of your own. `name` is the file it came from, for messages;
+    `recognised` says what it was, `warnings` what a conversion leaves to be known, and `packs` the pack that
+    a node's class comes from, by node id, where the UI format tells it.
     """
 
     nodes: Mapping[str, Any]
     name: str | None = field(default=None, compare=False)
+    recognised: str = field(default=Form.API.value, compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    packs: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     # Made when they are asked for: a record asks more than once.
     _digest: str | None = field(default=None, init=False, repr=False, compare=False)
     _prompt_text: str | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str] | bytes | Mapping[str, Any] | Workflow) -> Workflow:
+    def load(
+        cls,
+        source: str | os.PathLike[str] | bytes | Mapping[str, Any] | Workflow,
+        *,
+        object_info: Mapping[str, Any] | None = None,
+    ) -> Workflow:
         """Take a file (by its path), the bytes of one, a graph, or a workflow.
 
-        Raises WorkflowInvalid, whose `path` is the file's name when there is one.
+        A file or graph is in API format, in UI format, or media that ComfyUI wrote. The UI format is
+        converted with `object_info`, what `/object_info` of a server tells. Raises WorkflowInvalid, whose
+        `path` is the file's name when there is one.
         """
-        match source:
-            case Workflow():
-                return source
-            case bytes():
-                return cls.parse(source)
-            case Mapping():
-                return cls(_checked(source))
-        return cls.parse(read_file(source), name=os.fspath(source))
+        if isinstance(source, Workflow):
+            return source
+        return cls.made(find(source), object_info=object_info)
 
     @classmethod
-    def parse(cls, text: bytes | str, *, name: str | None = None) -> Workflow:
-        """Read JSON text (bytes are UTF-8, a byte order mark is fine).
+    def parse(
+        cls, text: bytes | str, *, name: str | None = None, object_info: Mapping[str, Any] | None = None
+    ) -> Workflow:
+        """Read JSON text (bytes are UTF-8, a byte order mark is fine), or the bytes of media, like `load`.
 
         Raises WorkflowInvalid with `name` as its path.
         """
+        found = find(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"), name=name)
+        return cls.made(found, object_info=object_info)
+
+    @classmethod
+    def made(cls, source: Source, *, object_info: Mapping[str, Any] | None = None) -> Workflow:
+        """Make the workflow of a source that was found. Raises WorkflowInvalid, like `load`."""
         try:
-            return cls(_checked(_parsed(text)), name)
+            if source.form is Form.API:
+                return cls(_checked(source.data), source.name, source.described)
+            if object_info is None:
+                raise WorkflowInvalid(
+                    "this is in UI format, which is converted with the node classes of a server: give "
+                    f"object_info, for example that of ComfyClient.object_info(); or {EXPORT}"
+                )
+            converted = source.converted(object_info)
+            graph = _checked(converted.graph)
+            return cls(graph, source.name, source.described, converted.warnings, converted.packs)
         except WorkflowInvalid as error:
-            raise WorkflowInvalid(error.reason, path=name) from error.__cause__
+            raise WorkflowInvalid(error.reason, path=source.name) from error.__cause__
 
     def to_dict(self) -> dict[str, Any]:
         """A copy of the graph that is the caller's own in every level."""
@@ -169,7 +188,7 @@ class Workflow:
         fitted = _fitted(node["inputs"][name], value, place)
         graph = {**self.nodes, node_id: {**node, "inputs": {**node["inputs"], name: fitted}}}
         _check_link(graph, node_id, name)
-        return Workflow(graph, self.name)
+        return replace(self, nodes=graph)
 
     def _assignment(self, assignment: str) -> tuple[str, str, str]:
         # The first "=" with a known target in front of it is the one meant: titles may contain "=" too.
@@ -226,16 +245,6 @@ def random_seed() -> int:
     return secrets.randbelow(2**32)
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Read a workflow file, at most one byte more than `parse` takes. Raises WorkflowInvalid."""
-    name = os.fspath(path)
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(MAX_SIZE + 1)
-    except (OSError, ValueError) as error:
-        raise WorkflowInvalid(_unreadable(name, error), path=name) from error
-
-
 def is_link(value: Any) -> bool:
     """Whether an input is a connection: `["node id", slot]` (comfy_execution/graph_utils.py, 0.27.0)."""
     return (
@@ -247,45 +256,10 @@ def is_link(value: Any) -> bool:
     )
 
 
-def _unreadable(name: str, error: Exception) -> str:
-    if name.lstrip().startswith("{"):
-        return "this is JSON text where the name of a file was expected: use Workflow.parse for text"
-    match error:
-        case FileNotFoundError():
-            return "there is no such file"
-        case IsADirectoryError():
-            return "this is a folder: name the workflow file in it"
-        case PermissionError():
-            return "this may not be read: check its permissions"
-    return f"this cannot be read: {getattr(error, 'strerror', None) or error}"
-
-
-def _parsed(text: bytes | str) -> Any:
-    if len(text) > MAX_SIZE:
-        raise WorkflowInvalid("this is larger than 100 MiB, which is more than ComfyUI takes")
-    try:
-        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        return json.loads(decoded.removeprefix("\ufeff"))
-    except UnicodeDecodeError as error:
-        where = f"byte {error.start}"
-        raise WorkflowInvalid(f"this is not UTF-8 text ({where}): save the workflow as UTF-8 JSON") from error
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise WorkflowInvalid(f"this is not JSON: {error.msg} ({where})") from error
-    except RecursionError as error:
-        raise WorkflowInvalid(_too_deep("the file")) from error
-    except ValueError as error:  # Python refuses to read integers of more than 4300 digits
-        raise WorkflowInvalid(f"this holds a number that cannot be read: {error}") from error
-
-
 def _checked(data: Any) -> dict[str, Any]:
     if not isinstance(data, Mapping):
-        raise WorkflowInvalid(
-            f"this holds {_kind(data)}, but a workflow is a JSON object of nodes: {_EXPORT}"
-        )
+        raise WorkflowInvalid(f"this holds {_kind(data)}, but a workflow is a JSON object of nodes: {EXPORT}")
     graph = _unwrapped(data)
-    if isinstance(graph.get("nodes"), list):
-        raise WorkflowInvalid(f"this is in the format of ComfyUI's editor, which cannot be queued: {_EXPORT}")
     if not graph:
         raise WorkflowInvalid("this is an empty workflow: it has no nodes")
     nodes = {_node_id(node_id): _checked_node(node_id, node) for node_id, node in graph.items()}
@@ -309,12 +283,10 @@ def _node_id(node_id: Any) -> str:
 
 def _checked_node(node_id: str, node: Any) -> dict[str, Any]:
     if not isinstance(node, Mapping):
-        raise WorkflowInvalid(
-            f"node '{node_id}' is {_kind(node)}, not an object with a class_type: {_EXPORT}"
-        )
+        raise WorkflowInvalid(f"node '{node_id}' is {_kind(node)}, not an object with a class_type: {EXPORT}")
     class_type = node.get("class_type")
     if not isinstance(class_type, str) or not class_type:
-        raise WorkflowInvalid(f"node '{node_id}' has no class_type, which says what it does: {_EXPORT}")
+        raise WorkflowInvalid(f"node '{node_id}' has no class_type, which says what it does: {EXPORT}")
     label = f'"{_title(node)}" ({node_id})'
     if not isinstance(node.get("inputs"), Mapping):
         raise WorkflowInvalid(f"node {label} has no inputs object; a node without inputs needs an empty one")

@@ -25,7 +25,8 @@ from ..dsn import parse_env_file
 from ..errors import UsageError, WorkflowInvalid
 from ..models import Ambiguous, OnLost, PollSchedule
 from ..settings import Settings, normalise_url, resolve
-from ..workflow import MAX_SIZE, Workflow, read_file
+from ..sources import MAX_SIZE, Source, find
+from ..workflow import Workflow
 
 if TYPE_CHECKING:
     from ..client import ComfyClient
@@ -289,17 +290,23 @@ def _variables(path: Path) -> dict[str, str]:
 # input, and the way to a server
 
 
-def loaded(file: str) -> Workflow:
-    """Read and check FILE. A file that cannot be read is wrong use, not a bad workflow."""
+def found(file: str) -> Source:
+    """Read FILE, whatever it is. A file that cannot be read is wrong use, not a bad workflow."""
     if file == "-":
         if sys.stdin is None:  # closed by whoever called us (`<&-`)
             raise UsageError("there is nothing on standard input: name a file")
-        return Workflow.parse(sys.stdin.buffer.read(MAX_SIZE + 1), name="standard input")
+        return find(sys.stdin.buffer.read(MAX_SIZE + 1), name="standard input")
     try:
-        text = read_file(file)
+        return find(file)
     except WorkflowInvalid as error:
-        raise UsageError(str(error)) from error.__cause__
-    return Workflow.parse(text, name=file)
+        if isinstance(error.__cause__, OSError | ValueError) and not Path(file).is_file():
+            raise UsageError(str(error)) from error.__cause__
+        raise
+
+
+def loaded(file: str) -> Workflow:
+    """Read and check FILE, which is in API format or carries it."""
+    return Workflow.made(found(file))
 
 
 def connected(

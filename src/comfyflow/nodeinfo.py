@@ -1,0 +1,146 @@
+"""`/object_info`: the node classes of a server, for converting and checking workflows.
+
+The answer has 1 to 30 MB and changes rarely, so it is kept on disk for each server and version, and is read
+off the event loop. Lists of files in it do change (a model that was added, a file that was uploaded): whoever
+is about to refuse something because of a kept answer asks the server anew first.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import logging
+import lzma
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+import platformdirs
+
+from .errors import ServerError, UsageError
+
+log = logging.getLogger("comfyflow.nodeinfo")
+
+MAX_SIZE = 256 * 1024 * 1024  # bytes of JSON; the largest real servers have some 30 MB
+KEPT = 30 * 24 * 3600.0  # s; what is older is not believed any more
+_UNPACK: Mapping[bytes, Callable[[bytes], bytes]] = {
+    b"\xfd7zXZ\0": lzma.decompress,
+    b"\x1f\x8b": gzip.decompress,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """The node classes of one server, as `/object_info` tells them.
+
+    `source` is the server's URL or the file's name; `cached`: it comes from the disk, and may be out of date.
+    """
+
+    classes: Mapping[str, Any]
+    source: str
+    cached: bool = False
+
+
+class Asked(Protocol):
+    """A server that can be asked: a ComfyClient."""
+
+    @property
+    def url(self) -> str:
+        """The server's URL, without a password."""
+
+    async def system_stats(self) -> dict[str, Any]:
+        """GET /system_stats."""
+
+    async def object_info(self) -> dict[str, Any]:
+        """GET /object_info."""
+
+
+def from_file(path: str | os.PathLike[str]) -> NodeInfo:
+    """Read a saved answer of `/object_info` (JSON, also packed by gzip or xz). Raises UsageError."""
+    name = os.fspath(path)
+    try:
+        data = Path(path).read_bytes()
+        for head, unpack in _UNPACK.items():
+            data = unpack(data) if data.startswith(head) else data
+        classes = json.loads(data)
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError, EOFError, lzma.LZMAError) as error:
+        raise UsageError(f"{name} is not the JSON that a server's /object_info answers") from error
+    if not _is_info(classes):
+        raise UsageError(f"{name} is not what a server's /object_info answers: a mapping of node classes")
+    return NodeInfo(classes, name)
+
+
+async def node_info(server: Asked, *, fresh: bool = False) -> NodeInfo:
+    """The classes of a server: from the disk when they are kept for its version, else (or when `fresh`) from
+    the server itself, and kept then.
+
+    Raises ServerError. Cancelling it leaves what was kept as it was.
+    """
+    path = _place(server.url, await _version(server))
+    if not fresh:
+        kept = await anyio.to_thread.run_sync(_kept, path)
+        if kept is not None:
+            return NodeInfo(kept, server.url, cached=True)
+    classes = await server.object_info()
+    await anyio.to_thread.run_sync(_keep, path, classes)
+    return NodeInfo(classes, server.url)
+
+
+async def _version(server: Asked) -> str:
+    """What the classes depend on: ComfyUI's version and how it was started (`--disable-api-nodes`)."""
+    try:
+        system = (await server.system_stats()).get("system")
+    except ServerError as error:
+        if error.__class__ is ServerError:
+            raise
+        raise
+    found = system if isinstance(system, Mapping) else {}
+    return json.dumps([found.get("comfyui_version"), found.get("argv")], default=str)
+
+
+def _place(url: str, version: str) -> Path:
+    chosen = os.environ.get("COMFYFLOW_CACHE")
+    folder = Path(chosen) if chosen else platformdirs.user_cache_path("comfyflow", appauthor=False)
+    digest = hashlib.sha256(f"{url}\n{version}".encode()).hexdigest()[:32]
+    return folder / "nodes" / f"{digest}.json"
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """The kept answer; a damaged one counts as none, and is replaced by the next."""
+    try:
+        if time.time() - path.stat().st_mtime > KEPT:
+            return None
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if _is_info(found) else None
+
+
+def _keep(path: Path, classes: Mapping[str, Any]) -> None:
+    """Write it whole or not at all; a disk that does not take it costs nothing but time."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(classes, file, separators=(",", ":"))
+            os.replace(name, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        log.info("the node classes are not kept: %s", error)
+
+
+def _is_info(found: Any) -> bool:
+    return isinstance(found, dict) and bool(found) and all(isinstance(one, dict) for one in found.values())
