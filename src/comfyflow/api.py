@@ -284,6 +284,11 @@ class Api:
         mapping."""
         return await self._object("/object_info" + ("" if node_class is None else f"/{_quoted(node_class)}"))
 
+    async def node_replacements(self) -> dict[str, Any]:
+        """GET /node_replacements: what the server puts in the place of unknown classes; servers before 0.12
+        or so have no such route (404)."""
+        return await self._object("/node_replacements")
+
     async def free(self, *, unload_models: bool, free_memory: bool) -> None:
         """POST /free: done after the running job."""
         await self._send("POST", "/free", json={"unload_models": unload_models, "free_memory": free_memory})

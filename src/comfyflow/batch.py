@@ -85,13 +85,14 @@ def matrix_rows(assignments: Sequence[str], read: Callable[[str], Iterable[str]]
     )
 
 
-def workflow_of(row: Row, base: Workflow | None) -> Workflow:
+def workflow_of(row: Row, base: Workflow | None, object_info: Mapping[str, Any] | None = None) -> Workflow:
     """The workflow of a row: its own, or `base`, with its values, but not yet with its `uploads`.
 
+    A file in UI format is converted with the node classes `object_info`.
     Raises WorkflowInvalid, which names the row, also where there is no input for one of the uploads.
     """
     if row.file is not None:
-        return Workflow.load(row.file)
+        return Workflow.load(row.file, object_info=object_info)
     workflow = row.workflow or base
     if workflow is None:
         raise UsageError(f"{row.place}: there is no workflow that its values could go into")

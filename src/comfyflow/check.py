@@ -16,6 +16,7 @@ from typing import Any
 
 from .expected import Expected, expected
 from .inventory import MODEL_SUFFIXES
+from .schema import is_custom
 
 MAX_NEAR = 20  # faults for which near matches are looked for: each costs a walk through a list
 DEEP = 150  # nodes in a row; ComfyUI validates by recursion and gives up somewhere behind that
@@ -114,15 +115,16 @@ def check(
     *,
     packs: Mapping[str, str] | None = None,
     replaced: Collection[str] = (),
+    files: Mapping[str, bool] | None = None,
     targets: Collection[str] | None = None,
 ) -> Verdict:
     """Look for all faults of a graph that `Workflow` has taken.
 
     `packs` names the pack of a node by its id, for messages; `replaced` are unknown classes that the server
-    has a replacement for (GET /node_replacements); `targets` are the output nodes that alone are to run.
-    Takes time linear in the size of the graph.
+    has a replacement for (GET /node_replacements); `files` tells of input files whether the server has them;
+    `targets` are the output nodes that alone are to run. Takes time linear in the size of the graph.
     """
-    return _Check(nodes, object_info, packs or {}, replaced).verdict(targets)
+    return _Check(nodes, object_info, packs or {}, replaced, files or {}).verdict(targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +143,10 @@ class _Check:
         info: Mapping[str, Any],
         packs: Mapping[str, str],
         replaced: Collection[str],
+        files: Mapping[str, bool],
     ) -> None:
         self._nodes, self._info, self._packs, self._replaced = nodes, info, packs, replaced
+        self._files = files
         self._found: dict[str, list[Finding]] = {}
         self._undecided: dict[tuple[str | None, str | None, Rule], Finding] = {}
         self._links: dict[str, list[str]] = {}
@@ -267,11 +271,11 @@ class _Check:
         if fault.rule is Rule.WRONG_TYPE:
             source = self._info[self._nodes[node["inputs"][at.name][0]]["class_type"]]
             own = "input_types" in _OWN.get(node["class_type"], ())
-            return _is_custom(info) or _is_custom(source) or own
+            return is_custom(info) or is_custom(source) or own
         old = at.given.type == "COMBO" and "is_input_list" not in info
         if fault.rule is Rule.NOT_LISTED and old:
             return True
-        return fault.rule in (Rule.TOO_SMALL, Rule.TOO_BIG, Rule.NOT_LISTED) and _is_custom(info)
+        return fault.rule in (Rule.TOO_SMALL, Rule.TOO_BIG, Rule.NOT_LISTED) and is_custom(info)
 
     def _link(self, at: _At, value: list[Any], links: list[str]) -> Finding | None:
         if len(value) != len(("node", "slot")):
@@ -305,17 +309,26 @@ class _Check:
             return self._at(at, Rule.NOT_CONVERTIBLE, text)
         own = _OWN.get(self._nodes[at.key]["class_type"], frozenset())
         if at.name in own or "*" in own:
-            self._own(at, value)
-            return None
+            return self._own(at, value)
         return self._range(at, value) or self._choice(at, value)
 
-    def _own(self, at: _At, value: Any) -> None:
+    def _own(self, at: _At, value: Any) -> Finding | None:
+        """What the class judges by itself: files, as far as it is known whether they are there."""
         kind = self._nodes[at.key]["class_type"]
-        if kind not in _FILES or not isinstance(value, str) or value in (at.given.choices or ()):
-            return
+        if kind not in _FILES or not isinstance(value, str):
+            text = f"its class {kind} judges {at.name!r} by itself"
+            self._undecided[at.key, at.name, Rule.OWN_CHECK] = self._at(at, Rule.OWN_CHECK, text)
+            return None
+        there = value in (at.given.choices or ()) or self._files.get(value)
+        if there:
+            return None
+        text = f"its file {value!r} ({at.name}) is not on the server: upload it, or name another"
+        if there is False:
+            return self._at(at, Rule.OWN_CHECK, text, missing="file", value=value)
         text = f"its file {value!r} ({at.name}) is not among those that the server lists: is it uploaded?"
         doubt = self._at(at, Rule.OWN_CHECK, text, missing="file", value=value)
         self._undecided[at.key, at.name, Rule.OWN_CHECK] = doubt
+        return None
 
     def _range(self, at: _At, value: Any) -> Finding | None:
         for option, rule, word in (("min", Rule.TOO_SMALL, "least"), ("max", Rule.TOO_BIG, "most")):
@@ -443,11 +456,6 @@ def _circle(start: str, links: Mapping[str, set[str]]) -> list[str]:
         start = min(links[start])
     steps = list(way)
     return steps[steps.index(start) :]
-
-
-def _is_custom(info: Mapping[str, Any]) -> bool:
-    module = str(info.get("python_module", "custom_nodes"))
-    return not module.startswith(("nodes", "comfy_extras", "comfy_api_nodes"))
 
 
 def _type_text(kind: Any) -> str:

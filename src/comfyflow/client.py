@@ -137,6 +137,11 @@ class ComfyClient:
         return self._following()
 
     @property
+    def clients(self) -> tuple[ComfyClient, ...]:
+        """Itself, as a pool has one for each server."""
+        return (self,)
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """Where its jobs are recorded to be: at this server."""
         return (str(self.server),)
@@ -387,6 +392,16 @@ class ComfyClient:
         """What nodes the server has, or one of them; an unknown class gives an empty dict. Raises
         ServerError."""
         return await self._api.object_info(node_class)
+
+    async def node_replacements(self) -> dict[str, Any]:
+        """What the server puts in the place of node classes that it does not have; old servers refuse the
+        question. Raises ServerError."""
+        return await self._api.node_replacements()
+
+    async def has_file(self, name: str, *, type: str = "input", subfolder: str = "") -> bool:
+        """Whether a file is in one of the server's folders ("input", "output", "temp"). Raises
+        ServerError."""
+        return await self._api.view_size(OutputFile("", name, subfolder, type)) is not None
 
     async def free(self, *, unload_models: bool = True, free_memory: bool = True) -> None:
         """Give memory back after the running job; `free_memory` also drops the node cache. Raises

@@ -64,6 +64,14 @@ class WorkflowInvalid(ComfyflowError):
         self.reason, self.path = reason, path
 
 
+class WorkflowFaulty(WorkflowInvalid):
+    """A server would refuse the workflow. `faults` are all that is wrong with it, each with a `message`."""
+
+    def __init__(self, reason: str, *, faults: Sequence[Any], path: str | None = None) -> None:
+        super().__init__(reason, path=path)
+        self.faults = faults
+
+
 class ServerError(ComfyflowError):
     """A request did not do what it should. `url` carries no credentials."""
 

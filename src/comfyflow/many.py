@@ -9,7 +9,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -189,15 +189,23 @@ class Tally:
 class Batch:
     """Rows to jobs. Those with a `base` workflow change its inputs, the others bring their own.
 
-    `name` is part of every row's key: under the same name a row runs once.
+    `name` is part of every row's key: under the same name a row runs once. Files of rows in UI format are
+    converted with the node classes `object_info`.
     """
 
     def __init__(
-        self, runner: Runner, name: str, base: Workflow | None = None, policy: Policy | None = None
+        self,
+        runner: Runner,
+        name: str,
+        base: Workflow | None = None,
+        policy: Policy | None = None,
+        *,
+        object_info: Mapping[str, Any] | None = None,
     ) -> None:
         self.name, self.tally = name, Tally()
         self.stopped: str | None = None  # why no further row is begun
         self._runner, self._base, self._policy = runner, base, policy or Policy()
+        self._object_info = object_info
 
     def servers(self) -> tuple[ServerView, ...]:
         """How the servers of a pool are now; nothing where there is one server."""
@@ -259,7 +267,7 @@ class Batch:
             await anyio.sleep(pause)
 
     async def _workflow(self, row: Row) -> Workflow:
-        workflow = workflow_of(row, self._base)
+        workflow = workflow_of(row, self._base, self._object_info)
         if not row.uploads:
             return workflow
         client = self._runner.client

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import anyio
 import platformdirs
 
-from .errors import ServerError, UsageError
+from .errors import UsageError
 
 log = logging.getLogger("comfyflow.nodeinfo")
 
@@ -52,7 +52,7 @@ class Asked(Protocol):
     """A server that can be asked: a ComfyClient."""
 
     @property
-    def url(self) -> str:
+    def addresses(self) -> tuple[str, ...]:
         """The server's URL, without a password."""
 
     async def system_stats(self) -> dict[str, Any]:
@@ -85,24 +85,20 @@ async def node_info(server: Asked, *, fresh: bool = False) -> NodeInfo:
 
     Raises ServerError. Cancelling it leaves what was kept as it was.
     """
-    path = _place(server.url, await _version(server))
+    url = server.addresses[0]
+    path = _place(url, await _version(server))
     if not fresh:
         kept = await anyio.to_thread.run_sync(_kept, path)
         if kept is not None:
-            return NodeInfo(kept, server.url, cached=True)
+            return NodeInfo(kept, url, cached=True)
     classes = await server.object_info()
     await anyio.to_thread.run_sync(_keep, path, classes)
-    return NodeInfo(classes, server.url)
+    return NodeInfo(classes, url)
 
 
 async def _version(server: Asked) -> str:
     """What the classes depend on: ComfyUI's version and how it was started (`--disable-api-nodes`)."""
-    try:
-        system = (await server.system_stats()).get("system")
-    except ServerError as error:
-        if error.__class__ is ServerError:
-            raise
-        raise
+    system = (await server.system_stats()).get("system")
     found = system if isinstance(system, Mapping) else {}
     return json.dumps([found.get("comfyui_version"), found.get("argv")], default=str)
 

@@ -165,6 +165,11 @@ class ServerPool:
         return (*(str(client.server) for client, _ in self._specs), *self._departed)
 
     @property
+    def clients(self) -> tuple[ComfyClient, ...]:
+        """The client of each server, opened and closed by the pool."""
+        return tuple(member.client for member in self._members)
+
+    @property
     def servers(self) -> tuple[ServerView, ...]:
         """How each server is now."""
         return tuple(member.view() for member in self._members)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import errors
 from .exits import exit_code
 from .models import JobResult, JobState, JobView, OutputText, SavedFile
 from .workflow import Workflow
+
+if TYPE_CHECKING:
+    from .check import Finding
 
 MAX_DEPTH = 100  # levels of a document; what a server nests deeper is left out
 MAX_DETAIL = 300  # characters of one complaint of the server; a list of models can be long
@@ -152,6 +155,8 @@ def error_lines(
     """One sentence that says what to do, then where; `verbose` adds causes and the server's traceback."""
     lines = [printable(error) or type(error).__name__]
     match error:
+        case errors.WorkflowFaulty():
+            lines += [printable(_upper(fault.message)) for fault in error.faults]
         case errors.WorkflowRejected():
             lines += node_error_lines(error.node_errors, workflow)
         case errors.JobFailed():
@@ -184,6 +189,8 @@ def error_document(error: BaseException, workflow: Workflow | None = None) -> di
     match error:
         case errors.WorkflowInvalid():
             document |= {"path": error.path, "reason": error.reason}
+            if isinstance(error, errors.WorkflowFaulty):
+                document["faults"] = [finding_document(fault, workflow) for fault in error.faults]
         case errors.ServerError():
             document |= {"method": error.method, "url": error.url} | _answer_document(error, workflow)
         case errors.JobError():
@@ -192,6 +199,25 @@ def error_document(error: BaseException, workflow: Workflow | None = None) -> di
             document |= {"filename": error.output.filename, "node_id": error.output.node_id}
     causes = list(_causes(error))
     return document | ({"causes": causes} if causes else {})
+
+
+def finding_document(found: Finding, workflow: Workflow | None = None) -> dict[str, Any]:
+    """One fault, or one thing that only the server can decide, as `--json` tells it."""
+    title = workflow.title(found.node_id) if workflow and found.node_id else None
+    return {
+        "node_id": found.node_id,
+        "title": title,
+        "class_type": found.class_type,
+        "input": found.input,
+        "rule": found.rule.value,
+        "message": found.message,
+        "missing": found.missing,
+        "value": found.value,
+    }
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _answer_document(error: errors.ServerError, workflow: Workflow | None) -> dict[str, Any]:

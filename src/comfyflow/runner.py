@@ -69,7 +69,8 @@ class Runner:
     takes a job of this runner before it has been silent for `lease` seconds; inside `async with` it never is
     while it lives. With `in_place` files go to the folder that their job was recorded with, where it is
     there. `on_job` is told of each job before it is sent, and again when the server has taken it: its id may
-    be another one then.
+    be another one then. `check` is asked before a job is sent for the first time, and raises WorkflowInvalid
+    for what is not to be sent: `comfyflow.Checker(client)` asks whether a server would take it.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Runner:
         lease: float = 30.0,
         in_place: bool = False,
         on_job: Callable[[Job], None] | None = None,
+        check: Callable[[Workflow], Awaitable[None]] | None = None,
     ) -> None:
         self.client, self.store, self.output_dir = client, store, Path(output_dir)
         self._shared, self._in_place = shared, in_place
@@ -103,6 +105,7 @@ class Runner:
             folder=self.output_dir,
             on_job=on_job or (lambda job: None),
             allow_partial=allow_partial,
+            check=check,
         )
         self._keep_content = keep_content
         self._mounted = None if comfyui_output is None else Path(comfyui_output)

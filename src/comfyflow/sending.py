@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -72,9 +72,11 @@ class Sender:
         folder: Path,
         on_job: Callable[[Job], None],
         allow_partial: bool,
+        check: Callable[[Workflow], Awaitable[None]] | None = None,
     ) -> None:
         self._client, self._store, self._lease = client, store, lease
         self._folder, self._on_job, self._allow_partial = str(folder.absolute()), on_job, allow_partial
+        self._check = check
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._one = client.addresses[0] if len(client.addresses) == 1 else ""
         self._fresh: dict[str, None] = {}
@@ -132,6 +134,8 @@ class Sender:
         """Find a server for a job, record it there together with `also`, and send it. With `doubt` it may
         have been sent there before. A recorded one that was `tried` elsewhere is moved."""
         way, first = _Way(job, set(tried), recorded=bool(tried)), not (doubt or tried)
+        if first and self._check is not None and job.workflow is not None:
+            await self._check(job.workflow)  # nothing is recorded yet of what is refused here
         found: Job | JobRecord | None = None
         while found is None:
             found = await self._on_the_way(way, also, doubt=doubt, first=first)

@@ -39,6 +39,11 @@ class Form(StrEnum):
     API = "API format"
     UI = "UI format"
 
+    @property
+    def described(self) -> str:
+        """For one line: `a workflow in API format`."""
+        return f"a workflow in {self.value}"
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -52,7 +57,7 @@ class Source:
     @property
     def described(self) -> str:
         """What was recognised, for one line: `PNG with a workflow in API format`."""
-        what = f"a workflow in {self.form}"
+        what = self.form.described
         return f"{self.carrier} with {what}" if self.carrier else what
 
     def converted(self, object_info: Mapping[str, Any]) -> Converted:

@@ -51,7 +51,7 @@ class Workflow:
 
     nodes: Mapping[str, Any]
     name: str | None = field(default=None, compare=False)
-    recognised: str = field(default=Form.API.value, compare=False)
+    recognised: str = field(default=Form.API.described, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
     packs: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     # Made when they are asked for: a record asks more than once.

@@ -6,6 +6,6 @@ What takes long to import is imported inside the commands that need it, so that 
 # ruff: noqa: I001 - the order of import is the order of --help
 
 from .app import app
-from . import jobs, batch, rescue, server, servers, records, database
+from . import jobs, batch, workflows, rescue, server, servers, records, database
 
-__all__ = ["app", "batch", "database", "jobs", "records", "rescue", "server", "servers"]
+__all__ = ["app", "batch", "database", "jobs", "records", "rescue", "server", "servers", "workflows"]

@@ -26,7 +26,6 @@ from ..errors import UsageError, WorkflowInvalid
 from ..models import Ambiguous, OnLost, PollSchedule
 from ..settings import Settings, normalise_url, resolve
 from ..sources import MAX_SIZE, Source, find
-from ..workflow import Workflow
 
 if TYPE_CHECKING:
     from ..client import ComfyClient
@@ -62,7 +61,9 @@ def _main(
 JobArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's prompt id.")]
 FileArgument = Annotated[
     str,
-    typer.Argument(metavar="FILE", help="A workflow in API format (Workflow > Export (API)); - reads stdin."),
+    typer.Argument(
+        metavar="FILE", help="A workflow in API or UI format, or a file that ComfyUI made; - reads stdin."
+    ),
 ]
 SharedOption = Annotated[
     Path | None,
@@ -302,11 +303,6 @@ def found(file: str) -> Source:
         if isinstance(error.__cause__, OSError | ValueError) and not Path(file).is_file():
             raise UsageError(str(error)) from error.__cause__
         raise
-
-
-def loaded(file: str) -> Workflow:
-    """Read and check FILE, which is in API format or carries it."""
-    return Workflow.made(found(file))
 
 
 def connected(

@@ -8,8 +8,9 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -20,18 +21,24 @@ from .. import batch as rows_of
 from .. import report
 from ..batch import Row
 from ..console import Call, Interrupted, attended, tell
-from ..errors import ComfyflowError, UsageError
+from ..errors import ComfyflowError, UsageError, WorkflowInvalid
 from ..exits import ExitCode
 from ..models import Ambiguous
 from ..overview import Overview, counted, overview_on
 from ..settings import Settings
 from ..several import aside
+from ..sources import Form, find
 from ..workflow import Workflow
-from .app import Following, KeepOption, Pooling, SharedOption, app, command, connected, loaded
+from .app import Following, KeepOption, Pooling, SharedOption, app, command, connected, found
+from .prepared import Checking, SetOption, classes_of, info_now, made_now, patched
 from .recorded import answer, check_folder, recorded
 
 if TYPE_CHECKING:
+    from ..checking import Checker
+    from ..client import ComfyClient
     from ..many import Batch, Policy, RowResult
+    from ..nodeinfo import NodeInfo
+    from ..pool import ServerPool
     from ..runner import Runner
     from ..store import Store
 
@@ -142,6 +149,8 @@ def batch(
     shared: SharedOption = None,
     keep_content: KeepOption = False,
     ambiguous: AmbiguousOption = Ambiguous.WAIT,
+    assignments: SetOption = None,
+    checking: Checking,
     pooling: Pooling,
     options: Following,
 ) -> None:
@@ -157,7 +166,13 @@ def batch(
     call.in_lines = True
     with call.guarded():
         settings = options.settings(output=output, shared=shared, keep_content=keep_content)
-        source = _Source.of(rows, matrix or (), workflow, order, limit)
+        info = classes_of(checking.object_info)
+
+        def load(file: str) -> Workflow:
+            return patched(made_now(call, found(file), info, options), assignments=assignments or ())
+
+        source = _Source.of(rows, matrix or (), workflow, load, order=order, limit=limit)
+        source = source.with_classes(info, options)
         given = source.open()
         policy = Policy(
             concurrency=concurrency or PER_SERVER * len(settings.servers),
@@ -167,7 +182,10 @@ def batch(
             timeout=settings.timeouts.total,
         )
         check_folder(settings.output)
-        road = _Road(call, settings, options, policy, source, name or source.name, ambiguous, pooling)
+        checker = partial(checking.checker, info=info)
+        road = _Road(
+            call, settings, options, policy, source, name or source.name, ambiguous, pooling, checker
+        )
         attended(road.run(given))
 
 
@@ -184,12 +202,18 @@ class _Source:
     order: Order
     limit: int | None
     base_name: str
+    classes: Mapping[str, Any] | None = None  # for files of rows in UI format
 
     @classmethod
     def of(
-        cls, rows: str | None, matrix: Sequence[str], workflow: str | None, order: Order, limit: int | None
+        cls,
+        rows: str | None,
+        matrix: Sequence[str],
+        workflow: str | None,
+        load: Callable[[str], Workflow],
+        **which: Any,
     ) -> _Source:
-        """Read the workflow, if there is one. Raises UsageError, WorkflowInvalid."""
+        """Read the workflow, if there is one. Raises UsageError, WorkflowInvalid, ServerError."""
         if (rows is None) is not bool(matrix):
             both = "ROWS and --matrix exclude each other" if matrix else "there are no rows"
             raise UsageError(f"{both}: give a file, a folder or -, or else --matrix")
@@ -200,8 +224,15 @@ class _Source:
             raise UsageError("--workflow is missing: name the workflow whose inputs the rows change")
         if workflow == rows == STDIN:
             raise UsageError("both the workflow and the rows cannot come from standard input: name a file")
-        base = None if workflow is None else loaded(workflow)
-        return cls(rows, matrix, base, order, limit, Path(workflow or "").name)
+        base = None if workflow is None else load(workflow)
+        return cls(rows, matrix, base, base_name=Path(workflow or "").name, **which)
+
+    def with_classes(self, info: NodeInfo | None, options: Following) -> _Source:
+        """Ask for the node classes where a file of a folder needs them. Raises ServerError."""
+        folder = self.rows is not None and self.rows != STDIN and Path(self.rows).is_dir()
+        if folder and info is None and any(map(_is_ui, rows_of.folder_rows(Path(str(self.rows))))):
+            info = info_now(options)
+        return replace(self, classes=info.classes) if info is not None else self
 
     @property
     def name(self) -> str:
@@ -216,7 +247,7 @@ class _Source:
         rows = self._all()
         first = list(islice(rows, 1))
         for row in first:
-            rows_of.workflow_of(row, self.base)
+            rows_of.workflow_of(row, self.base, self.classes)
         given = chain(first, readable(rows))
         return islice(shuffled(given) if self.order is Order.RANDOM else given, self.limit)
 
@@ -236,6 +267,14 @@ class _Source:
             return _table(_decoded(_stdin(), "standard input"), "standard input", Path())
         path = Path(self.rows)
         return rows_of.folder_rows(path) if path.is_dir() else _table(_lines(self.rows), path.name, path)
+
+
+def _is_ui(row: Row) -> bool:
+    """Whether a file has to be converted; one that cannot be read is told of when it is its turn."""
+    try:
+        return row.file is not None and find(row.file).form is Form.UI
+    except WorkflowInvalid:
+        return False
 
 
 def _table(lines: Iterator[str], name: str, path: Path) -> Iterator[Row]:
@@ -305,6 +344,7 @@ class _Road:
     name: str
     ambiguous: Ambiguous
     pooling: Pooling
+    checker: Callable[..., Checker | None]
 
     async def run(self, rows: Iterator[Row | ComfyflowError]) -> None:
         """Run the rows, tell of each as it ends, and of all at the end."""
@@ -316,7 +356,8 @@ class _Road:
                 tell([FORGETFUL])
             runner = await self._runner(stack, record.store)
             await runner.client.ready()  # a wrong address is told at once, not row by row
-            batch = Batch(runner, self.name, self.source.base, self.policy)
+            base, classes = self.source.base, self.source.classes
+            batch = Batch(runner, self.name, base, self.policy, object_info=classes)
             try:
                 await self._work(batch, rows)
             except asyncio.CancelledError:
@@ -333,12 +374,14 @@ class _Road:
 
         settings, websocket = self.settings, not self.options.no_websocket
         client = connected(settings, websocket=websocket, ambiguous=self.ambiguous, pooling=self.pooling)
+        opened: ComfyClient | ServerPool = await stack.enter_async_context(client)
         runner = Runner(
-            await stack.enter_async_context(client),
+            opened,
             store,
             settings.output,
             shared=settings.shared,
             keep_content=settings.keep_content,
+            check=self.checker(opened),
         )
         return await stack.enter_async_context(runner)
 

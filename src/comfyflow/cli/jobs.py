@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ import typer
 
 from .. import report
 from ..console import Call, Interrupted, attended
-from ..errors import ComfyflowError, JobTimeout, UsageError, WorkflowInvalid
+from ..errors import ComfyflowError, JobTimeout, UsageError
 from ..models import JobState, JobView
 from ..settings import Settings
 from ..store import Job, Store
@@ -33,12 +34,14 @@ from .app import (
     app,
     command,
     connected,
-    loaded,
 )
+from .prepared import Checking, Prepared, SetOption, patched
 from .recorded import OFTEN, answer, check_folder, recorded
 
 if TYPE_CHECKING:
+    from ..client import ComfyClient
     from ..outcome import RunResult
+    from ..pool import ServerPool
     from ..runner import Runner
 
 FAREWELL = 5.0  # s to end the job on the server after Ctrl-C
@@ -56,12 +59,6 @@ WaitOption = Annotated[bool, typer.Option("--wait", help="Follow the job to its 
 OutputOption = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder for files. [default: COMFYFLOW_OUTPUT, ./comfyflow-output]"),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="NODE.INPUT=VALUE", help="Change an input; NODE is an id, a title or a class name."
-    ),
 ]
 SeedOption = Annotated[str | None, typer.Option(metavar="N|random", help="Set every seed of the workflow.")]
 PartialOption = Annotated[
@@ -108,6 +105,7 @@ def run(
     keep_content: KeepOption = False,
     key: KeyOption = None,
     on_interrupt: InterruptOption = OnInterrupt.CANCEL,
+    checking: Checking,
     sending: Sending,
     pooling: Pooling,
     options: Following,
@@ -122,13 +120,15 @@ def run(
     with call.guarded():
         settings = options.settings(output=output, shared=shared, keep_content=keep_content)
         _check_simulation(simulate, options.server, wait)
-        call.workflow = workflow = _patched(loaded(file), assignments or (), _seed(seed, call))
+        number = _seed(seed, call)
+        change = partial(patched, assignments=assignments or (), seed=number)
+        prepared = Prepared.of(call, file, change, checking)
         _check_places(comfyui_output, key)
         ways = options, sending, pooling
         road = _Road(call, settings, *ways, simulate, allow_partial, comfyui_output, key, on_interrupt)
         if wait:
             check_folder(settings.output)
-        attended(road.follow(workflow) if wait else road.submit(workflow))
+        attended(road.follow(prepared) if wait else road.submit(prepared))
 
 
 @command(app)
@@ -191,27 +191,28 @@ class _Road:
     on_interrupt: OnInterrupt
     noted: _Noted = field(default_factory=_Noted)
 
-    async def submit(self, workflow: Workflow) -> None:
+    async def submit(self, prepared: Prepared) -> None:
         """Send, print the prompt id."""
         async with recorded(self.call, self.options) as record:
-            async with self._open(record.store, websocket=False) as runner:
-                job = await self._submitted(runner, workflow)
+            async with self._open(record.store, prepared, websocket=False) as runner:
+                job = await self._submitted(runner, await prepared.ready(runner.client))
             self.call.known |= {"prompt_id": job.prompt_id, "state": "submitted"}
         answer(self.call, record, self.call.known, [job.prompt_id])
 
-    async def follow(self, workflow: Workflow) -> None:
+    async def follow(self, prepared: Prepared) -> None:
         """Send, follow, save, print the paths. On Ctrl-C the job is cancelled on the server too."""
         async with recorded(self.call, self.options) as record:
             websocket = not self.options.no_websocket
-            async with self._open(record.store, websocket=websocket) as runner:
+            async with self._open(record.store, prepared, websocket=websocket) as runner:
                 try:
+                    workflow = await prepared.ready(runner.client)
                     done = await self._run(runner, workflow)
                 except asyncio.CancelledError:
                     raise Interrupted(await self._last_words(runner)) from None
         answer(self.call, record, self._document(done, workflow), _lines(done, workflow))
 
     @asynccontextmanager
-    async def _open(self, store: Store, *, websocket: bool) -> AsyncIterator[Runner]:
+    async def _open(self, store: Store, prepared: Prepared, *, websocket: bool) -> AsyncIterator[Runner]:
         from ..runner import Runner
 
         settings, sending = self.settings, self.sending
@@ -222,8 +223,10 @@ class _Road:
                 settings, websocket=websocket, ambiguous=sending.ambiguous, pooling=self.pooling
             )
             self.call.known["server"] = "simulated" if self.simulate else settings.shown_url
+            opened: ComfyClient | ServerPool = await stack.enter_async_context(client)
+            checker = prepared.checking.checker(opened, prepared.info, allow_partial=self.allow_partial)
             runner = Runner(
-                await stack.enter_async_context(client),
+                opened,
                 store,
                 settings.output,
                 comfyui_output=self.comfyui_output,
@@ -233,6 +236,7 @@ class _Road:
                 on_lost=sending.on_lost,
                 resubmits=sending.resubmit_lost or 1,
                 on_job=self.noted.note,
+                check=checker,
             )
             yield await stack.enter_async_context(runner)
 
@@ -362,18 +366,6 @@ def _seed(text: str | None, call: Call) -> int | None:
     except ValueError as error:
         raise UsageError(f"--seed: {text!r} is neither a whole number nor 'random'") from error
     return int(call.known["seed"])
-
-
-def _patched(workflow: Workflow, assignments: Iterable[str], seed: int | None) -> Workflow:
-    option = "--seed"
-    try:
-        patched = workflow if seed is None else workflow.seed(seed)
-        option = "--set"
-        for assignment in assignments:
-            patched = patched.set_text(assignment)
-    except WorkflowInvalid as error:
-        raise UsageError(f"{option}: {error.reason}") from error.__cause__
-    return patched
 
 
 def _check_places(comfyui_output: Path | None, key: str | None) -> None:

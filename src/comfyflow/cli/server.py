@@ -1,4 +1,4 @@
-"""Commands about the server and the workflow file: status, validate, health, sim."""
+"""Commands about the server: status, health, sim."""
 
 # ruff: noqa: PLC0415 - what takes long to import is imported where it is needed
 
@@ -17,7 +17,7 @@ from ..errors import UsageError
 from ..exits import ExitCode
 from ..models import JobState
 from ..settings import Settings
-from .app import Asking, FileArgument, JobArgument, Speaking, app, command, connected, loaded, only_one
+from .app import Asking, JobArgument, app, command, connected, only_one
 
 if TYPE_CHECKING:
     from ..client import ComfyClient
@@ -36,22 +36,6 @@ def status(prompt_id: JobArgument, *, options: Asking) -> None:
         document = {**report.view_document(view), "server": settings.shown_url}
         call.answer(document, [f"{prompt_id}: {report.view_line(view)}"])
         raise SystemExit(ExitCode.LOST if view.state is JobState.LOST else ExitCode.OK)
-
-
-@command(app)
-def validate(file: FileArgument, *, options: Speaking) -> None:
-    """Check a workflow file without a server."""
-    call = options.call(valid=False)
-    with call.guarded():
-        workflow = loaded(file)
-        count = len(workflow.nodes)
-        document = {
-            "valid": True,
-            "nodes": count,
-            "digest": workflow.digest,
-            "prompt_text": workflow.prompt_text,
-        }
-        call.answer(document, [f"{report.printable(file)}: a workflow of {count} node{'s'[: count != 1]}"])
 
 
 @command(app)

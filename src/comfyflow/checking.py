@@ -1,0 +1,203 @@
+"""Would a server take this workflow? The check, with all that the server itself can be asked.
+
+A kept `/object_info` may be out of date, so nothing is refused because of it: the server is asked anew first.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any, Protocol
+
+from .check import Rule, Verdict, check
+from .errors import BadAnswer, ServerError, WorkflowFaulty, WorkflowInvalid
+from .nodeinfo import Asked, NodeInfo, node_info
+from .schema import is_custom
+from .sources import Form, Source
+from .workflow import Workflow
+
+log = logging.getLogger("comfyflow.checking")
+
+KEPT = 300.0  # s
+
+_ANNOTATED = re.compile(r"(?P<path>.*?)(?: ?\[(?P<type>input|output|temp)\])?", re.DOTALL)
+
+
+class _Asks(Protocol):
+    @property
+    def clients(self) -> Sequence[Server]:
+        """The servers: of a ComfyClient, or of a ServerPool."""
+
+
+class Server(Asked, Protocol):
+    """A server that can be asked all of it: a ComfyClient."""
+
+    async def node_replacements(self) -> dict[str, Any]:
+        """GET /node_replacements."""
+
+    async def has_file(self, name: str, *, type: str = ..., subfolder: str = ...) -> bool:
+        """HEAD /view."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict, and whose it is: a server's URL, or a file's name."""
+
+    verdict: Verdict
+    source: str
+
+    def refusal(self, workflow: Workflow, *, allow_partial: bool) -> WorkflowFaulty | None:
+        """The error of a workflow that is not to be sent; None for one that is."""
+        found = self.verdict
+        if found.accepted and (allow_partial or not found.partial):
+            return None
+        count = f"{len(found.faults)} fault{'s'[: len(found.faults) != 1]}"
+        would = "run a part of this only" if found.accepted else "refuse this"
+        reason = f"{self.source} would {would}: {count}"
+        return WorkflowFaulty(reason, faults=found.faults, path=workflow.name)
+
+
+class Checker:
+    """Look at workflows before they are sent, for `Runner(check=...)`.
+
+    Raises WorkflowFaulty for what no server of `client` would take, or would run a part of only unless
+    `allow_partial`. Where no server can be asked nothing is decided. With `info` (a saved `/object_info`) no
+    server is asked. Node classes are kept for five minutes, and asked for anew before anything is refused.
+    """
+
+    def __init__(self, client: _Asks, *, allow_partial: bool = False, info: NodeInfo | None = None) -> None:
+        self._client, self._partial, self._info = client, allow_partial, info
+        self._kept: dict[str, tuple[float, NodeInfo]] = {}
+
+    async def __call__(self, workflow: Workflow) -> None:
+        """Raises WorkflowFaulty."""
+        if self._info is not None:
+            found = judge_by(self._info, workflow)
+        else:
+            try:
+                found = await judge(self._client.clients, workflow, kept=self._kept)
+            except ServerError as error:
+                log.info("the workflow is sent unchecked: %s", error)
+                return
+        refusal = found.refusal(workflow, allow_partial=self._partial)
+        if refusal is not None:
+            raise refusal
+
+
+async def judge(
+    servers: Sequence[Server],
+    workflow: Workflow,
+    *,
+    targets: Collection[str] | None = None,
+    kept: dict[str, tuple[float, NodeInfo]] | None = None,
+) -> Judged:
+    """The verdict of the first server that would take the workflow, else the one with the fewest faults.
+
+    `targets` are the output nodes that alone are to run; `kept` is filled with what servers have told, for
+    the next call. Raises ServerError when no server can be asked.
+    """
+    best: Judged | None = None
+    fault: ServerError | None = None
+    for server in servers:
+        try:
+            found = await _judge(server, workflow, targets, {} if kept is None else kept)
+        except ServerError as error:
+            fault = error
+            continue
+        if best is None or len(found.verdict.faults) < len(best.verdict.faults):
+            best = found
+        if best.verdict.accepted:
+            break
+    if best is None:
+        assert fault is not None  # there is at least one server
+        raise fault
+    return best
+
+
+def judge_by(info: NodeInfo, workflow: Workflow, *, targets: Collection[str] | None = None) -> Judged:
+    """The verdict by a saved `/object_info` alone."""
+    found = check(workflow.nodes, info.classes, packs=workflow.packs, targets=targets)
+    return Judged(found, info.source)
+
+
+async def _judge(
+    server: Server,
+    workflow: Workflow,
+    targets: Collection[str] | None,
+    kept: dict[str, tuple[float, NodeInfo]],
+) -> Judged:
+    info = await _known(server, kept)
+    options: dict[str, Any] = {"packs": workflow.packs, "targets": targets}
+    found = check(workflow.nodes, info.classes, **options)
+    if info.cached and (found.faults or found.undecided):
+        info = await node_info(server, fresh=True)
+        kept[info.source] = time.monotonic(), info
+        found = check(workflow.nodes, info.classes, **options)
+    asked = await _asked(server, found)
+    return Judged(check(workflow.nodes, info.classes, **options, **asked) if asked else found, info.source)
+
+
+async def _known(server: Server, kept: dict[str, tuple[float, NodeInfo]]) -> NodeInfo:
+    at, info = kept.get(server.addresses[0], (-inf, None))
+    if info is None or time.monotonic() - at > KEPT:
+        info = await node_info(server)
+        kept[info.source] = time.monotonic(), info
+        return info
+    return replace(info, cached=True)
+
+
+async def _asked(server: Server, found: Verdict) -> dict[str, Any]:
+    """What the server tells of what the classes alone do not decide."""
+    asked: dict[str, Any] = {}
+    if any(fault.rule is Rule.UNKNOWN_CLASS for fault in found.faults):
+        with suppress(BadAnswer):  # a server that is too old to replace anything
+            asked["replaced"] = await server.node_replacements()
+    files = {one.value for one in found.undecided if one.missing == "file"}
+    there: Mapping[str, bool] = {name: await _has(server, name) for name in sorted(files)}
+    return {**asked, "files": there} if there else asked
+
+
+async def _has(server: Server, annotated: str) -> bool:
+    """Whether it has a file as nodes name it: `folder/name.png [output]` (folder_paths.py, 0.27.0)."""
+    match = _ANNOTATED.fullmatch(annotated)
+    assert match is not None  # it takes anything
+    folder, _, name = match["path"].rpartition("/")
+    if not name:
+        return False
+    return await server.has_file(name, type=match["type"] or "input", subfolder=folder)
+
+
+async def made(servers: Sequence[Asked], source: Source) -> Workflow:
+    """The workflow of a source; one in UI format is converted with the classes of the first server that
+    answers.
+
+    Raises WorkflowInvalid, and ServerError when none can be asked.
+    """
+    if source.form is Form.API:
+        return Workflow.made(source)
+    fault: ServerError | None = None
+    for server in servers:
+        try:
+            return await _converted(server, source)
+        except ServerError as error:
+            fault = error
+    assert fault is not None  # there is at least one server
+    raise fault
+
+
+async def _converted(server: Asked, source: Source) -> Workflow:
+    """A kept answer is good for ComfyUI's own classes, as it is kept by version; packs change without one."""
+    info = await node_info(server)
+    if info.cached:
+        with suppress(WorkflowInvalid):
+            workflow = Workflow.made(source, object_info=info.classes)
+            kinds = {node["class_type"] for node in workflow.nodes.values()}
+            if all(kind in info.classes and not is_custom(info.classes[kind]) for kind in kinds):
+                return workflow
+        info = await node_info(server, fresh=True)
+    return Workflow.made(source, object_info=info.classes)
