@@ -349,6 +349,8 @@ class _Check:
         choices = at.given.choices
         if choices is None:
             return None
+        if isinstance(value, str) and self._files.get(value):
+            return None
         many = at.given.options.get("multiselect") and isinstance(value, list)
         strange = [one for one in (value if many else [value]) if one not in choices]
         if not strange:

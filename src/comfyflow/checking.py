@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
@@ -39,6 +39,9 @@ class Server(Asked, Protocol):
 
     async def node_replacements(self) -> dict[str, Any]:
         """GET /node_replacements."""
+
+    def brings(self, workflow: Workflow) -> Collection[str]:
+        """Files that it will be given before the workflow is sent."""
 
     async def has_file(self, name: str, *, type: str = ..., subfolder: str = ...) -> bool:
         """HEAD /view."""
@@ -138,7 +141,7 @@ async def _judge(
         info = await node_info(server, fresh=True)
         kept[info.source] = time.monotonic(), info
         found = check(workflow.nodes, info.classes, **options)
-    asked = await _asked(server, found)
+    asked = await _asked(server, found, server.brings(workflow))
     return Judged(check(workflow.nodes, info.classes, **options, **asked) if asked else found, info.source)
 
 
@@ -151,14 +154,15 @@ async def _known(server: Server, kept: dict[str, tuple[float, NodeInfo]]) -> Nod
     return replace(info, cached=True)
 
 
-async def _asked(server: Server, found: Verdict) -> dict[str, Any]:
+async def _asked(server: Server, found: Verdict, brought: Collection[str]) -> dict[str, Any]:
     """What the server tells of what the classes alone do not decide."""
     asked: dict[str, Any] = {}
     if any(fault.rule is Rule.UNKNOWN_CLASS for fault in found.faults):
         with suppress(BadAnswer):  # a server that is too old to replace anything
             asked["replaced"] = await server.node_replacements()
-    files = {one.value for one in found.undecided if one.missing == "file"}
-    there: Mapping[str, bool] = {name: await _has(server, name) for name in sorted(files)}
+    files = {one.value for one in found.undecided if one.missing == "file"} - set(brought)
+    there: dict[str, bool] = {name: await _has(server, name) for name in sorted(files)}
+    there |= dict.fromkeys(brought, True)
     return {**asked, "files": there} if there else asked
 
 

@@ -398,6 +398,10 @@ class ComfyClient:
         question. Raises ServerError."""
         return await self._api.node_replacements()
 
+    def brings(self, workflow: Workflow) -> frozenset[str]:
+        """The files in a workflow that will be put onto the server before it is sent: see `input_file`."""
+        return frozenset(file.name for file in self._brought.inputs.named_in(workflow))
+
     async def has_file(self, name: str, *, type: str = "input", subfolder: str = "") -> bool:
         """Whether a file is in one of the server's folders ("input", "output", "temp"). Raises
         ServerError."""

@@ -227,5 +227,9 @@ class UsageError(ComfyflowError):
     """A setting or an argument cannot be used. Nothing was sent."""
 
 
+class InputUnavailable(UsageError):
+    """A file for an input cannot be had from the web: not there, too large, or inside of a network."""
+
+
 class KeyConflict(UsageError):
     """The idempotency key belongs to a job with another workflow."""

@@ -20,8 +20,10 @@ from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar
 
+from . import parts
 from .errors import WorkflowInvalid
 from .sources import EXPORT, Form, Source, find
+from .views import Edit, NodeView
 
 MAX_DEPTH = 100  # levels of nesting; real graphs have about five
 MAX_SEED = 2**64 - 1  # ComfyUI nodes.py KSampler, 0.27.0
@@ -148,6 +150,54 @@ class Workflow:
             object.__setattr__(self, "_prompt_text", "\n".join(texts))
         return self._prompt_text or None
 
+    def __getitem__(self, reference: str) -> NodeView[Workflow]:
+        """A node by its id, title or class, to read. Raises WorkflowInvalid for none, or more than one."""
+        return NodeView(self, self.node_id(reference))
+
+    def edit(self) -> Edit[Workflow]:
+        """Begin an edit: `edit["KSampler"].inputs["seed"] = 7`, then `edit.done()` is a new workflow."""
+        return Edit(self)
+
+    def node_id(self, reference: str) -> str:
+        """The id of the one node that has this id, title or class; a title may stand in quotes.
+
+        Raises WorkflowInvalid, naming candidates, for none, or more than one.
+        """
+        for named in (self._by_id, self._by_title, self._by_class):
+            found = named(reference)
+            if len(found) == 1:
+                return found[0]
+            if found:
+                labels = _some([self.label(node_id) for node_id in found])
+                raise WorkflowInvalid(f"{reference!r} fits more than one node; use an id: {labels}")
+        raise WorkflowInvalid(self._unknown([(reference, "")], []))
+
+    def set_at(self, node_id: str, name: str, value: Any) -> Workflow:
+        """Like `set`, for a node by its id. Raises WorkflowInvalid."""
+        if name not in self.nodes[node_id]["inputs"]:
+            raise WorkflowInvalid(self._unknown([], [(node_id, name)]))
+        return self._replaced(node_id, name, value)
+
+    def only(self, *references: str) -> Workflow:
+        """The workflow with these nodes, and all that they need, alone. Raises WorkflowInvalid."""
+        return replace(self, nodes=parts.only(self.nodes, map(self.node_id, references)))
+
+    def mute(self, *references: str) -> Workflow:
+        """The workflow without these nodes; inputs that were linked to them are gone.
+
+        Raises WorkflowInvalid, also when nothing is left.
+        """
+        return replace(self, nodes=parts.mute(self.nodes, map(self.node_id, references)))
+
+    def bypass(self, *references: str, object_info: Mapping[str, Any]) -> Workflow:
+        """The workflow without these nodes; what they got goes straight to who took from them.
+
+        Types are taken from `object_info`. Raises WorkflowInvalid for a node of an unknown class.
+        """
+        chosen = [self.node_id(reference) for reference in references]
+        labels = {node_id: self.label(node_id) for node_id in chosen}
+        return replace(self, nodes=parts.bypass(self.nodes, chosen, object_info, labels))
+
     def set(self, target: str, value: Any) -> Workflow:
         """Return a workflow whose input `target` (NODE.INPUT) is `value`.
 
@@ -163,7 +213,10 @@ class Workflow:
 
         Numbers, `true`/`false`, lists and objects are read as JSON, a text as it is. Raises WorkflowInvalid.
         """
-        node_id, name, text = self._assignment(assignment)
+        return self.set_text_at(*self.assignment(assignment))
+
+    def set_text_at(self, node_id: str, name: str, text: str) -> Workflow:
+        """Like `set_text`, for a node by its id. Raises WorkflowInvalid."""
         return self._replaced(node_id, name, _read_as(self.nodes[node_id]["inputs"][name], text))
 
     def seed(self, value: int | Literal["random"]) -> Workflow:
@@ -190,7 +243,8 @@ class Workflow:
         _check_link(graph, node_id, name)
         return replace(self, nodes=graph)
 
-    def _assignment(self, assignment: str) -> tuple[str, str, str]:
+    def assignment(self, assignment: str) -> tuple[str, str, str]:
+        """Node id, input and text of `NODE.INPUT=VALUE`. Raises WorkflowInvalid."""
         # The first "=" with a known target in front of it is the one meant: titles may contain "=" too.
         first: WorkflowInvalid | None = None
         for target, text in _splits(assignment, "="):
@@ -219,7 +273,9 @@ class Workflow:
         return [reference] if reference in self.nodes else []
 
     def _by_title(self, reference: str) -> list[str]:
-        return [node_id for node_id, node in self.nodes.items() if _own_title(node) == reference]
+        quoted = len(reference) > 1 and reference[0] == reference[-1] == '"'
+        wanted = {reference, reference[1:-1]} if quoted else {reference}
+        return [node_id for node_id, node in self.nodes.items() if _own_title(node) in wanted]
 
     def _by_class(self, reference: str) -> list[str]:
         return [node_id for node_id, node in self.nodes.items() if node["class_type"] == reference]

@@ -169,7 +169,7 @@ def batch(
         info = classes_of(checking.object_info)
 
         def load(file: str) -> Workflow:
-            return patched(made_now(call, found(file), info, options), assignments=assignments or ())
+            return patched(made_now(call, found(file), info, options), assignments or ())[0]
 
         source = _Source.of(rows, matrix or (), workflow, load, order=order, limit=limit)
         source = source.with_classes(info, options)

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +34,7 @@ from .app import (
     command,
     connected,
 )
-from .prepared import Checking, Prepared, SetOption, patched
+from .prepared import Change, Changing, Checking, Prepared
 from .recorded import OFTEN, answer, check_folder, recorded
 
 if TYPE_CHECKING:
@@ -96,7 +95,6 @@ def run(
     *,
     wait: WaitOption = False,
     output: OutputOption = None,
-    assignments: SetOption = None,
     seed: SeedOption = None,
     allow_partial: PartialOption = False,
     simulate: SimulateOption = False,
@@ -105,6 +103,7 @@ def run(
     keep_content: KeepOption = False,
     key: KeyOption = None,
     on_interrupt: InterruptOption = OnInterrupt.CANCEL,
+    changing: Changing,
     checking: Checking,
     sending: Sending,
     pooling: Pooling,
@@ -120,8 +119,7 @@ def run(
     with call.guarded():
         settings = options.settings(output=output, shared=shared, keep_content=keep_content)
         _check_simulation(simulate, options.server, wait)
-        number = _seed(seed, call)
-        change = partial(patched, assignments=assignments or (), seed=number)
+        change = Change.of(changing, _seed(seed, call))
         prepared = Prepared.of(call, file, change, checking)
         _check_places(comfyui_output, key)
         ways = options, sending, pooling
@@ -194,8 +192,11 @@ class _Road:
     async def submit(self, prepared: Prepared) -> None:
         """Send, print the prompt id."""
         async with recorded(self.call, self.options) as record:
-            async with self._open(record.store, prepared, websocket=False) as runner:
-                job = await self._submitted(runner, await prepared.ready(runner.client))
+            async with (
+                self._open(record.store, prepared, websocket=False) as runner,
+                prepared.ready(runner.client) as workflow,
+            ):
+                job = await self._submitted(runner, workflow)
             self.call.known |= {"prompt_id": job.prompt_id, "state": "submitted"}
         answer(self.call, record, self.call.known, [job.prompt_id])
 
@@ -205,8 +206,8 @@ class _Road:
             websocket = not self.options.no_websocket
             async with self._open(record.store, prepared, websocket=websocket) as runner:
                 try:
-                    workflow = await prepared.ready(runner.client)
-                    done = await self._run(runner, workflow)
+                    async with prepared.ready(runner.client) as workflow:
+                        done = await self._run(runner, workflow)
                 except asyncio.CancelledError:
                     raise Interrupted(await self._last_words(runner)) from None
         answer(self.call, record, self._document(done, workflow), _lines(done, workflow))

@@ -4,18 +4,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import report
+from .. import presets, report
 from ..console import Call, attended, tell
 from ..errors import UsageError, WorkflowInvalid
 from ..sources import Form, Source
-from ..workflow import Workflow
+from ..workflow import Workflow, is_link, random_seed
 from .app import Asking, connected, found
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from ..client import ComfyClient
     from ..nodeinfo import NodeInfo
     from ..pool import ServerPool
+
+RANDOM = "%random"
 
 ObjectInfoOption = Annotated[
     Path | None,
@@ -32,11 +36,13 @@ ObjectInfoOption = Annotated[
         help="Take the node classes from this file, a saved answer of the server's /object_info.",
     ),
 ]
-
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NODE.INPUT=VALUE", help="Change an input; NODE is an id, a title or a class name."
+        "--set",
+        metavar="NODE.INPUT=VALUE",
+        help="Change an input; NODE is an id, a title or a class name. VALUE may be @FILE (its text), "
+        "%random (a seed), and for images and the like a file or a URL, which is uploaded.",
     ),
 ]
 
@@ -61,6 +67,75 @@ class Checking:
         return Checker(client, allow_partial=allow_partial, info=info)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changing:
+    """A command that changes a workflow before it uses it."""
+
+    assignments: SetOption = None
+    preset: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Use the values that were kept under this name.")
+    ] = None
+    save_preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Keep the values of --set under this name.")
+    ] = None
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NODE", help="Run this output node, and what it needs, alone."),
+    ] = None
+    bypass: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NODE", help="Leave this node out; what it gets goes straight on."),
+    ] = None
+    mute: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NODE", help="Leave this node out, and the links to it."),
+    ] = None
+    allow_private: Annotated[
+        bool,
+        typer.Option("--allow-private", help="Fetch files from addresses inside of a network, too."),
+    ] = False
+
+    def values(self) -> list[str]:
+        """All assignments, those of presets first. Raises UsageError."""
+        return [*(one for name in self.preset or () for one in presets.load(name)), *(self.assignments or ())]
+
+    def keep(self, workflow: Workflow) -> None:
+        """Save the preset, if one is wanted. Raises UsageError."""
+        if self.save_preset is not None:
+            presets.save(self.save_preset, self.values(), workflow.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is done to a workflow before it is sent."""
+
+    options: Changing
+    seed: int | None = None
+    assignments: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, options: Changing, seed: int | None = None) -> Change:
+        """Read the presets. Raises UsageError."""
+        return cls(options, seed, options.values())
+
+    def set(self, workflow: Workflow) -> tuple[Workflow, dict[tuple[str, str], str]]:
+        """With all values; also tells what was given for which input. Raises UsageError."""
+        return patched(workflow, self.assignments, self.seed)
+
+    def cut(self, workflow: Workflow, object_info: Mapping[str, Any] | None) -> Workflow:
+        """With --bypass, --mute and --only. Raises UsageError."""
+        options, option = self.options, "--bypass"
+        try:
+            if options.bypass:
+                workflow = workflow.bypass(*options.bypass, object_info=object_info or {})
+            option = "--mute"
+            workflow = workflow.mute(*options.mute) if options.mute else workflow
+            option = "--only"
+            return workflow.only(*options.only) if options.only else workflow
+        except WorkflowInvalid as error:
+            raise UsageError(f"{option}: {error.reason}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """FILE, and what is to be done to it before it is sent.
@@ -71,37 +146,70 @@ class Prepared:
 
     call: Call
     source: Source
-    change: Callable[[Workflow], Workflow]
+    change: Change
     checking: Checking
     info: NodeInfo | None
     early: Workflow | None
+    given: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls,
-        call: Call,
-        file: str,
-        change: Callable[[Workflow], Workflow],
-        checking: Checking,
-    ) -> Prepared:
+    def of(cls, call: Call, file: str, change: Change, checking: Checking) -> Prepared:
         """Read FILE. Raises UsageError, WorkflowInvalid."""
         source = found(file)
         info = classes_of(checking.object_info)
-        early = None
+        early: Workflow | None = None
+        given: dict[tuple[str, str], str] = {}
         if source.form is Form.API or info is not None:
-            early = change(noted(call, Workflow.made(source, object_info=info.classes if info else None)))
+            made = noted(call, Workflow.made(source, object_info=info.classes if info else None))
+            early, given = change.set(made)
+            change.options.keep(made)
+            if info is not None or not change.options.bypass:
+                change.cut(early, info.classes if info else None)
         call.workflow = early
-        return cls(call, source, change, checking, info, early)
+        return cls(call, source, change, checking, info, early, given)
 
-    async def ready(self, client: ComfyClient | ServerPool) -> Workflow:
-        """The workflow as it is to be sent. Raises WorkflowInvalid, ServerError."""
-        workflow = self.early
+    @asynccontextmanager
+    async def ready(self, client: ComfyClient | ServerPool) -> AsyncIterator[Workflow]:
+        """The workflow as it is to be sent; files from the web are there as long as the context is.
+
+        Raises WorkflowInvalid, UsageError, and ServerError when no server can be asked.
+        """
+        workflow, given = self.early, self.given
         if workflow is None:
             from ..checking import made
 
-            workflow = self.change(noted(self.call, await made(client.clients, self.source)))
+            plain = noted(self.call, await made(client.clients, self.source))
+            self.change.options.keep(plain)
+            workflow, given = self.change.set(plain)
         self.call.workflow = workflow
-        return workflow
+        with TemporaryDirectory(prefix="comfyflow-") as folder:
+            workflow = await self._with_files(workflow, given, client, Path(folder))
+            bypass = self.change.options.bypass
+            workflow = self.change.cut(workflow, await self._classes(client) if bypass else None)
+            self.call.workflow = workflow
+            yield workflow
+
+    async def _with_files(
+        self,
+        workflow: Workflow,
+        given: Mapping[tuple[str, str], str],
+        client: ComfyClient | ServerPool,
+        folder: Path,
+    ) -> Workflow:
+        from ..given import candidates, with_files
+
+        if not candidates(given):
+            return workflow
+        private = self.change.options.allow_private
+        classes = await self._classes(client)
+        return await with_files(workflow, given, client, classes, folder, private=private)
+
+    async def _classes(self, client: ComfyClient | ServerPool) -> Mapping[str, Any]:
+        if self.info is not None:
+            return self.info.classes
+        from ..nodeinfo import node_info
+
+        return (await node_info(client.clients[0])).classes
 
 
 def classes_of(path: Path | None) -> NodeInfo | None:
@@ -140,7 +248,7 @@ async def _made(source: Source, options: Asking) -> Workflow:
 
 
 def info_now(options: Asking) -> NodeInfo:
-    """The node classes of the first server that answers. Raises ServerError."""
+    """The node classes of the first server. Raises ServerError."""
     return attended(_info(options))
 
 
@@ -151,14 +259,39 @@ async def _info(options: Asking) -> NodeInfo:
         return await node_info(client.clients[0], fresh=True)
 
 
-def patched(workflow: Workflow, *, assignments: Iterable[str], seed: int | None = None) -> Workflow:
-    """The workflow with `--seed` and every `--set`. Raises UsageError."""
+def patched(
+    workflow: Workflow, assignments: Iterable[str], seed: int | None = None
+) -> tuple[Workflow, dict[tuple[str, str], str]]:
+    """The workflow with `--seed` and every `--set`, and what was given for which input. Raises UsageError."""
     option = "--seed"
+    given: dict[tuple[str, str], str] = {}
     try:
         changed = workflow if seed is None else workflow.seed(seed)
         option = "--set"
         for assignment in assignments:
-            changed = changed.set_text(assignment)
+            node_id, name, text = changed.assignment(assignment)
+            changed = _assigned(changed, node_id, name, text)
+            given[node_id, name] = text
     except WorkflowInvalid as error:
         raise UsageError(f"{option}: {error.reason}") from error.__cause__
-    return changed
+    return changed, given
+
+
+def _assigned(workflow: Workflow, node_id: str, name: str, text: str) -> Workflow:
+    """`@FILE` is the text of a file, `@@` an @; `%random` is a seed where a number or a link stands."""
+    current = workflow.nodes[node_id]["inputs"][name]
+    if text == RANDOM and (is_link(current) or isinstance(current, int)) and not isinstance(current, bool):
+        return workflow.set_at(node_id, name, random_seed())
+    if text.startswith("@@"):
+        text = text[1:]
+    elif text.startswith("@") and isinstance(current, str):
+        text = _file_text(text[1:])
+    return workflow.set_text_at(node_id, name, text)
+
+
+def _file_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").removesuffix("\n")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UsageError(f"--set: {path} cannot be read: {reason} (a leading @ is written @@)") from error

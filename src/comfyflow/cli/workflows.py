@@ -1,4 +1,4 @@
-"""Commands about workflow files: convert, validate."""
+"""Commands about workflow files: convert, validate, inputs."""
 
 # ruff: noqa: PLC0415 - what takes long to import is imported where it is needed
 
@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import report
+from .. import presets, report
 from ..console import Call, attended, tell
-from ..errors import UsageError
+from ..errors import ServerError, UsageError
+from ..listing import Settable, json_schema, range_text, settable
 from ..overview import counted
 from ..workflow import Workflow
 from .app import Asking, FileArgument, app, command, connected, found
-from .prepared import ObjectInfoOption, classes_of, made_now
+from .prepared import ObjectInfoOption, SetOption, classes_of, info_now, made_now, patched
 
 if TYPE_CHECKING:
     from ..checking import Judged
@@ -28,6 +30,15 @@ OutOption = Annotated[
 ]
 OfflineOption = Annotated[
     bool, typer.Option("--offline", help="Look at the form of the file alone, and ask no server.")
+]
+
+
+SchemaOption = Annotated[
+    bool, typer.Option("--schema", help="Print a JSON Schema (2020-12) of what can be set.")
+]
+SavePresetOption = Annotated[
+    str | None,
+    typer.Option("--save-preset", metavar="NAME", help="Keep the values of --set under this name."),
 ]
 
 
@@ -90,6 +101,65 @@ def validate(
             return
         judged = _judged(workflow, info, options)
         _tell(call, judged, workflow, said)
+
+
+@command(app)
+def inputs(
+    file: FileArgument,
+    *,
+    schema: SchemaOption = False,
+    offline: OfflineOption = False,
+    object_info: ObjectInfoOption = None,
+    assignments: SetOption = None,
+    save_preset: SavePresetOption = None,
+    options: Asking,
+) -> None:
+    """List what --set can change: the name to use, type, range and value of every input.
+
+    Types and ranges are those of the server, or of --object-info; without either they are guessed from the
+    values.
+    """
+    call = options.call()
+    with call.guarded():
+        info = classes_of(object_info)
+        workflow = made_now(call, found(file), info, options)
+        if save_preset is not None:
+            presets.save(save_preset, assignments or (), workflow.digest)
+        workflow, _ = patched(workflow, assignments or ())
+        info = info if info is not None or offline else _info(options)
+        listed = settable(workflow, info.classes if info else None)
+        if schema:
+            call.emit([report.dump(json_schema(listed, Path(file).name))])
+            return
+        rows = [
+            tuple(
+                map(report.printable, (one.target, one.title, one.type, range_text(one), _value(one.value)))
+            )
+            for one in listed
+        ]
+        call.table({"inputs": [asdict(one) for one in listed]}, _COLUMNS, rows)
+
+
+_COLUMNS = ("INPUT", "NODE", "TYPE", "RANGE", "VALUE")
+
+
+def _row(one: Settable) -> tuple[str, ...]:
+    cells = one.target, one.title, one.type, range_text(one), _value(one.value)
+    return tuple(report.printable(cell) for cell in cells)
+
+
+def _value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _info(options: Asking) -> NodeInfo | None:
+    """The server's classes; without them the types are guessed."""
+    try:
+        return info_now(options)
+    except ServerError as error:
+        tell([f"comfyflow: types are guessed from values: {report.printable(error)}"])
+        return None
 
 
 def _tell(call: Call, judged: Judged, workflow: Workflow, said: str) -> None:
