@@ -323,7 +323,7 @@ function graphFrom(data) {
   const inner = partOf(data, 'prompt');
   const graph = isObject(inner) && !hasKey(inner, 'class_type') ? inner : data;
   if (Array.isArray(partOf(graph, 'nodes'))) {
-    throw badGraph(`this is in the format of ComfyUI's editor, which cannot be queued: ${HOW_TO_EXPORT}`);
+    throw badGraph(`this is in UI format, which cannot be queued: ${HOW_TO_EXPORT}`);
   }
   if (!keysOf(graph).length) throw badGraph('this is an empty workflow: it has no nodes');
   const nodes = objectFrom(entriesOf(graph).map(([id, node]) => [id, checkedNode(id, node)]));

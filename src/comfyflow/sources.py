@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .carriers import Carried, carried
 from .errors import WorkflowInvalid
-from .ui import is_ui
+from .ui import is_ui, read
 
 if TYPE_CHECKING:
     from .convert import Converted
@@ -60,6 +61,11 @@ class Source:
         what = self.form.described
         return f"{self.carrier} with {what}" if self.carrier else what
 
+    def check_form(self) -> None:
+        """For a graph in UI format: raises WorkflowInvalid for what is wrong whatever the classes are."""
+        if not read(self.data).root.nodes:
+            raise WorkflowInvalid("this is an empty workflow: it has no nodes")
+
     def converted(self, object_info: Mapping[str, Any]) -> Converted:
         """The API graph of a graph in UI format; dates in file names are those of now, as on the page.
 
@@ -76,7 +82,7 @@ def find(source: str | os.PathLike[str] | bytes | Mapping[str, Any], *, name: st
     `name` is what messages call it. Raises WorkflowInvalid, whose `path` is the file's name when it has one.
     """
     if isinstance(source, Mapping):
-        return Source(source, _form(source), name=name)
+        return _source(source, name=name)
     if isinstance(source, bytes):
         return _read(BytesIO(source), name)
     name = os.fspath(source) if name is None else name
@@ -93,8 +99,7 @@ def _read(file: BinaryIO, name: str | None) -> Source:
         if found is not None:
             return _in_media(found, name)
         file.seek(0)
-        data = parsed(file.read(MAX_SIZE + 1))
-        return Source(data, _form(data), name=name)
+        return _source(parsed(file.read(MAX_SIZE + 1)), name=name)
     except WorkflowInvalid as error:
         raise WorkflowInvalid(error.reason, path=name) from error.__cause__
 
@@ -110,7 +115,7 @@ def _in_media(found: Carried, name: str | None) -> Source:
             first = first or error
             continue
         if isinstance(data, Mapping) and data:
-            return Source(data, _form(data), found.kind, name)
+            return _source(data, found.kind, name)
     if first is not None:
         raise WorkflowInvalid(f"the graph in this {found.kind} cannot be read: {first.reason}")
     raise WorkflowInvalid(
@@ -119,8 +124,15 @@ def _in_media(found: Carried, name: str | None) -> Source:
     )
 
 
-def _form(data: Any) -> Form:
-    return Form.UI if is_ui(data) else Form.API
+def _source(data: Any, carrier: str | None = None, name: str | None = None) -> Source:
+    graph = _unwrapped(data) if isinstance(data, Mapping) else data
+    return Source(graph, Form.UI if is_ui(graph) else Form.API, carrier, name)
+
+
+def _unwrapped(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take the graph out of a body of POST /prompt, `{"prompt": graph, ...}`."""
+    inner = data.get("prompt")
+    return inner if isinstance(inner, Mapping) and "class_type" not in inner else data
 
 
 def parsed(text: bytes | str) -> Any:
@@ -137,19 +149,20 @@ def parsed(text: bytes | str) -> Any:
         where = f"line {error.lineno}, column {error.colno}"
         raise WorkflowInvalid(f"this is not JSON: {error.msg} ({where})") from error
     except RecursionError as error:
-        raise WorkflowInvalid("the file is nested deeper than any workflow is") from error
+        raise WorkflowInvalid("the file is nested more than 100 levels deep, which no workflow is") from error
     except ValueError as error:  # Python refuses to read integers of more than 4300 digits
         raise WorkflowInvalid(f"this holds a number that cannot be read: {error}") from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, whose keys must differ: of two nodes with one id, JSON would silently keep the second."""
+    """An object; of two nodes with one id JSON would silently keep the second."""
     made = dict(pairs)
-    if len(made) == len(pairs):
-        return made
-    seen: set[str] = set()
-    twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-    raise WorkflowInvalid(f"the key {twice!r} stands twice in one object: two nodes must not share an id")
+    if len(made) != len(pairs):
+        counts = Counter(key for key, value in pairs if isinstance(value, dict) and "class_type" in value)
+        for key, count in counts.most_common(1):
+            if count > 1:
+                raise WorkflowInvalid(f"{count} nodes have the id {key!r}: give each an id of its own")
+    return made
 
 
 def _unreadable(name: str, error: Exception) -> str:

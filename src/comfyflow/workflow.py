@@ -94,6 +94,7 @@ class Workflow:
         try:
             if source.form is Form.API:
                 return cls(_checked(source.data), source.name, source.described)
+            source.check_form()
             if object_info is None:
                 raise WorkflowInvalid(
                     "this is in UI format, which is converted with the node classes of a server: give "
@@ -315,20 +316,13 @@ def is_link(value: Any) -> bool:
 def _checked(data: Any) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise WorkflowInvalid(f"this holds {_kind(data)}, but a workflow is a JSON object of nodes: {EXPORT}")
-    graph = _unwrapped(data)
-    if not graph:
+    if not data:
         raise WorkflowInvalid("this is an empty workflow: it has no nodes")
-    nodes = {_node_id(node_id): _checked_node(node_id, node) for node_id, node in graph.items()}
+    nodes = {_node_id(node_id): _checked_node(node_id, node) for node_id, node in data.items()}
     for node_id, node in nodes.items():
         for name in node["inputs"]:
             _check_link(nodes, node_id, name)
     return nodes
-
-
-def _unwrapped(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Take the graph out of a body of POST /prompt, `{"prompt": graph, ...}`."""
-    inner = data.get("prompt")
-    return inner if isinstance(inner, Mapping) and "class_type" not in inner else data
 
 
 def _node_id(node_id: Any) -> str:

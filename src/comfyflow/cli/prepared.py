@@ -158,6 +158,7 @@ class Prepared:
         source = found(file)
         info = classes_of(checking.object_info)
         early: Workflow | None = None
+        check_form(source)
         given: dict[tuple[str, str], str] = {}
         if source.form is Form.API or info is not None:
             made = noted(call, Workflow.made(source, object_info=info.classes if info else None))
@@ -212,6 +213,15 @@ class Prepared:
         return (await node_info(client.clients[0])).classes
 
 
+def check_form(source: Source) -> None:
+    """Find what can be found before a server is asked. Raises WorkflowInvalid."""
+    if source.form is Form.UI:
+        try:
+            source.check_form()
+        except WorkflowInvalid as error:
+            raise WorkflowInvalid(error.reason, path=source.name) from error
+
+
 def classes_of(path: Path | None) -> NodeInfo | None:
     """The node classes of `--object-info`. Raises UsageError."""
     if path is None:
@@ -232,6 +242,7 @@ def noted(call: Call, workflow: Workflow) -> Workflow:
 
 def made_now(call: Call, source: Source, info: NodeInfo | None, options: Asking) -> Workflow:
     """The workflow of a source; a server is asked where that must be. Raises WorkflowInvalid, ServerError."""
+    check_form(source)
     if source.form is Form.API or info is not None:
         made = Workflow.made(source, object_info=info.classes if info else None)
     else:
