@@ -93,8 +93,8 @@ def _items(file: Reader, end: int) -> Iterator[tuple[str, str]]:
     places: list[tuple[int, int, int]] = []
     for kind, stop in _boxes(file, end):
         if kind == b"iinf":
-            file.at += 6 if file.number(1) == 0 else 8
-            file.at -= 1
+            version = file.number(4) >> 24
+            file.at += 4 if version else 2
             wanted.update(_exif_items(file, stop))
         elif kind == b"iloc":
             places.extend(_places(file))
