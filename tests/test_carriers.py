@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -212,6 +212,7 @@ def test_files_of_a_real_server_give_both_graphs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
+@settings(deadline=None)
 @given(st.data())
 def test_a_cut_or_changed_file_gives_what_it_holds_or_one_sentence(path: Path, data: st.DataObject) -> None:
     content = bytearray(path.read_bytes())
