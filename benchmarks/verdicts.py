@@ -58,7 +58,7 @@ class Server:
             self.post("/queue", {"clear": True})
             self.post("/interrupt", {})
         errors = {
-            node_id: sorted({error["type"] for error in one["errors"]})
+            node_id: sorted({error["type"].replace("_inner", "") for error in one["errors"]})
             for node_id, one in (answer.get("node_errors") or {}).items()
         }
         error = answer.get("error")
@@ -196,7 +196,8 @@ def circle(graph: Graph, places: Places, dice: random.Random) -> bool:
     """A link to a node that needs this one, of the same type: only the circle is wrong."""
     for node_id, name in dice.sample(places.links(), len(places.links())):
         source, slot = graph[node_id]["inputs"][name]
-        kind = places.of(graph[source])["output"][slot]
+        offered = places.of(graph[source])["output"]
+        kind = offered[slot] if slot < len(offered) else None
         for other in dice.sample(places.needed, len(places.needed)):
             outputs = places.of(graph[other]).get("output") or []
             if node_id in places.above[other] and kind in outputs:
@@ -398,7 +399,7 @@ def main() -> int:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--every", type=int, default=1, help="take each n-th graph only")
-    parser.add_argument("--record", type=Path, help="write graphs and answers here, as JSON lines")
+    parser.add_argument("--record", type=Path, help="write the smallest graph of each rule, and the answers")
     asked = parser.parse_args()
     server = Server(asked.url)
     with lzma.open(asked.graphs) as file:
@@ -413,17 +414,39 @@ def main() -> int:
     print(f"{provide(asked.base, known, info)} empty files made")
     info = server.get("/object_info")
     rows: dict[str, Row] = defaultdict(Row)
-    lines: list[str] = []
+    smallest: dict[str, dict[str, Any]] = {}
     for case in compare(server, dict(list(known.items())[:: asked.every]), info, asked.seed):
         verdict = check(case["graph"], info)
         if add(rows[case["rule"]], case["accepted"], case["errors"], verdict):
             told = [fault.message for fault in verdict.faults] + [one.message for one in verdict.undecided]
             print("DIFFERS", case["rule"], case["name"], case["accepted"], case["errors"], told[:5])
-        lines.append(json.dumps(case))
+        best = smallest.setdefault(case["rule"], case)
+        if len(case["graph"]) < len(best["graph"]):
+            smallest[case["rule"]] = case
     if asked.record:
-        asked.record.write_text("\n".join(lines))
+        record(asked.record, server, info, list(smallest.values()))
     table(rows)
     return int(any(row.wrong for row in rows.values()))
+
+
+def record(file: Path, server: Server, info: Info, cases: list[dict[str, Any]]) -> None:
+    """Write what the tests need: the cases, and the classes that they name, without the prose."""
+    classes = {str(node.get("class_type")) for case in cases for node in case["graph"].values()}
+    kept = ("input", "output", "output_node", "python_module", "search_aliases")
+    short = {
+        name: {key: _bare(info[name][key]) for key in kept if key in info[name]}
+        for name in sorted(classes & info.keys())
+    }
+    version = server.get("/system_stats")["system"]["comfyui_version"]
+    lines = ",\n".join(json.dumps(case) for case in cases)
+    text = f'{{"version": "{version}", "object_info":\n{json.dumps(short)},\n"cases": [\n{lines}\n]}}\n'
+    file.write_text(text, encoding="utf-8")
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _bare(part) for key, part in value.items() if key not in ("tooltip", "description")}
+    return [_bare(part) for part in value] if isinstance(value, list) else value
 
 
 def table(rows: dict[str, Row]) -> None:

@@ -48,6 +48,10 @@ _SHOWN_FILES: Mapping[str, tuple[str, ...]] = {
     "LoadVideo": (".mp4", ".webm"),
     "LoadLatent": (".latent",),
 }
+# Choices that 0.3.64 has as a tuple, which it does not check; in JSON they look like any others.
+_TUPLES = frozenset(
+    {"FluxKontextMultiReferenceLatentMethod.reference_latents_method", "LoraSave.lora_type"}
+)
 _UNLISTED = frozenset("/\\[]:")  # subfolders, drives, and "name.png [output]"
 _NUMBERS = {"INT": int, "FLOAT": float}
 _CALLED = {"INT": "whole number", "FLOAT": "number", "STRING": "text"}
@@ -121,7 +125,8 @@ class Judge:
         found = self._unlisted(served, name, entry, wrong[0])
         if entry.options.get("remote"):
             return replace(found, rule=Rule.LIST)
-        old = not self.modern and not isinstance(entry.type, list)
+        by_name = not isinstance(entry.type, list) or f"{served.name}.{name}" in _TUPLES
+        old = not self.modern and by_name
         return replace(found, rule=Rule.VERSION) if old else found
 
     def _unlisted(self, served: ServedClass, name: str, entry: Entry, value: Any) -> Finding:
