@@ -5,6 +5,8 @@
 GRAPHS holds {name: API graph}. Each graph is sent as it is, and damaged once by each rule at a random fitting
 place (seeded); what the server takes is removed from its queue at once. --base is the server's base
 directory (main.py --base-directory): empty model and input files are put there, so that choices exist.
+"nodes equal" counts the graphs where the errors are the same for each node, "nodes covered" those where
+`check` knows every error that the server names (it tells more where the server stops at the first).
 """
 
 from __future__ import annotations
@@ -241,6 +243,10 @@ def _value(value: Any, *kinds: str, option: str | None = None) -> Damage:
     return put(lambda places: places.values(*kinds, option=option), lambda _o, _p, _w: value)
 
 
+def three(graph: Graph, places: Places, dice: random.Random) -> bool:
+    return all([RULES[rule](graph, places, dice) for rule in ("a word", "link of three", "unknown choice")])
+
+
 RULES: dict[str, Damage] = {
     "as it is": lambda *_: True,
     "unknown class": on_node(_rename),
@@ -306,6 +312,7 @@ RULES: dict[str, Damage] = {
     "upload in a subfolder": put(
         lambda p: p.values("COMBO", option="image_upload"), lambda _o, _p, _w: "sub/not_there.png"
     ),
+    "three faults": three,
 }
 
 
@@ -396,7 +403,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("url")
     parser.add_argument("graphs", type=Path)
-    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--base", type=Path, help="without it no files are made: models are missing")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--every", type=int, default=1, help="take each n-th graph only")
     parser.add_argument("--record", type=Path, help="write the smallest graph of each rule, and the answers")
@@ -411,8 +418,9 @@ def main() -> int:
         if all(node["class_type"] in info for node in graph.values())
     }
     print(f"{len(graphs)} graphs, {len(known)} of them with classes that the server has")
-    print(f"{provide(asked.base, known, info)} empty files made")
-    info = server.get("/object_info")
+    if asked.base:
+        print(f"{provide(asked.base, known, info)} empty files made")
+        info = server.get("/object_info")
     rows: dict[str, Row] = defaultdict(Row)
     smallest: dict[str, dict[str, Any]] = {}
     for case in compare(server, dict(list(known.items())[:: asked.every]), info, asked.seed):

@@ -8,6 +8,7 @@ is called a fault. What /object_info cannot tell is `undecided`. Time is linear 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from .chains import cycles, lengths, reached, users
@@ -31,6 +32,7 @@ _REPLACED: Mapping[str, str] = {
 }
 _MARKS = ("search_aliases", "has_intermediate_output")  # of a description by a newer server
 _SHOWN = 6  # nodes of a cycle that a message names
+_STRANGE = 50  # inputs that the class does not have, among which a mistyped name is looked for
 
 
 def check(
@@ -152,19 +154,21 @@ class _Check:
         listed = served.inputs(inputs)
         self._judged_elsewhere(node_id, served, inputs)
         for name, entry in listed.items():
-            if name not in inputs:
-                if entry.required and not entry.unheard_of:
-                    self._add(node_id, name, self._missing(served, name, inputs, listed))
-            elif isinstance(inputs[name], list | tuple):
+            if entry.unheard_of:
+                message = f"{told(name)} is of a kind that is not known here ({entry.type})"
+                self._add(node_id, name, Finding(None, message, rule=Rule.VERSION))
+            elif name in inputs and isinstance(inputs[name], list | tuple):
                 yield from self._link(node_id, served, name, entry, inputs[name])
-            else:
+            elif name in inputs:
                 for finding in self.judge.findings(served, name, entry, inputs[name]):
                     self._add(node_id, name, finding)
+            elif entry.required:
+                self._add(node_id, name, self._missing(served, name, inputs, listed))
 
     def _missing(
         self, served: ServedClass, name: str, inputs: Mapping[str, Any], listed: Mapping[str, Any]
     ) -> Finding:
-        strange = [one for one in inputs if one not in listed]
+        strange = list(islice((one for one in inputs if one not in listed), _STRANGE))
         near = self.judge.near.find(name, strange, f"{served.name} {strange}") if strange else ()
         given = f"; the graph gives {told(near[0])}, which the server does not know" if near else ""
         message = f"the required input {told(name)} is missing{given}"
@@ -203,7 +207,7 @@ class _Check:
             return
         yield source
         received = above.outputs[slot]
-        if not entry.unheard_of and not fits(received, entry.type):
+        if not fits(received, entry.type):
             message = f"{name} takes {_kind(entry.type)}, and {self._label(source)} gives {_kind(received)}"
             found = Finding(FaultKind.RETURN_TYPE_MISMATCH, message)
             own = served.own and not served.judges_types and (above.own or not _like_any(received))

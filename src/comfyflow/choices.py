@@ -49,9 +49,7 @@ _SHOWN_FILES: Mapping[str, tuple[str, ...]] = {
     "LoadLatent": (".latent",),
 }
 # Choices that 0.3.64 has as a tuple, which it does not check; in JSON they look like any others.
-_TUPLES = frozenset(
-    {"FluxKontextMultiReferenceLatentMethod.reference_latents_method", "LoraSave.lora_type"}
-)
+_TUPLES = frozenset({"FluxKontextMultiReferenceLatentMethod.reference_latents_method", "LoraSave.lora_type"})
 _UNLISTED = frozenset("/\\[]:")  # subfolders, drives, and "name.png [output]"
 _NUMBERS = {"INT": int, "FLOAT": float}
 _CALLED = {"INT": "whole number", "FLOAT": "number", "STRING": "text"}

@@ -13,6 +13,7 @@ from typing import Any
 
 _SHOWN = 80  # characters of a value or a title that a message repeats
 _COMPARED = 200  # characters; a longer text is no name that somebody mistyped
+_SEARCHED = 5000  # names; a folder of models has hundreds
 _SEARCHES = 50  # near matches are looked for that often in one check: each compares with every name there is
 
 
@@ -148,7 +149,7 @@ class Near:
 def _nearest(value: str, names: Iterable[Any]) -> tuple[str, ...]:
     texts = [name for name in names if isinstance(name, str)]
     same = [name for name in texts if _file(name) == _file(value)]
-    return tuple(same[:3]) or tuple(difflib.get_close_matches(value, texts, 3))
+    return tuple(same[:3]) or tuple(difflib.get_close_matches(value, texts[:_SEARCHED], 3))
 
 
 def _file(name: str) -> str:

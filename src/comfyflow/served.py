@@ -18,6 +18,7 @@ DYNAMIC_SLOT = "COMFY_DYNAMICSLOT_V3"
 COMBO = "COMBO"
 _ANY = frozenset({"*", "COMFY_MATCHTYPE_V3"})
 _DYNAMIC = frozenset({AUTOGROW, DYNAMIC_COMBO, DYNAMIC_SLOT})
+_HEARD_OF = _ANY | {AUTOGROW, DYNAMIC_COMBO}  # no class has a dynamic slot yet
 _NEWER = re.compile(r"COMFY_\w+_V\d+")
 _OWN_MODULES = ("nodes", "comfy_extras", "comfy_api_nodes")
 _DEEPEST = 50  # levels of inputs in inputs; real classes have two
@@ -65,7 +66,7 @@ class Entry:
     def unheard_of(self) -> bool:
         """Whether it is a dynamic input of a kind that is newer than this module."""
         kind = self.type
-        return isinstance(kind, str) and bool(_NEWER.fullmatch(kind)) and kind not in _ANY | _DYNAMIC
+        return isinstance(kind, str) and bool(_NEWER.fullmatch(kind)) and kind not in _HEARD_OF
 
     @property
     def is_choice(self) -> bool:
