@@ -15,6 +15,7 @@ from .chains import cycles, lengths, reached, users
 from .choices import Finding, Judge, of_other_makers
 from .faults import Fault, FaultKind, Rule, Undecided, Verdict, hint, title_of, told
 from .served import Entry, ServedClass, fits
+from .workflow import is_link
 
 # The server walks upstream by recursion, and Python ends that at 1000 calls: a chain of 983 nodes passed,
 # one of 984 did not (0.27.0; 984 and 985 in 0.3.64). Other start scripts take some calls too.
@@ -144,7 +145,8 @@ class _Check:
     def _checked(self, node_id: str) -> Iterator[str]:
         """Check one node; the ids of the nodes that it takes something from."""
         served = self.served.get(node_id)
-        if served is None:
+        if served is None:  # nothing is known of its inputs, but what it is linked to is checked all the same
+            yield from self._linked(self.nodes[node_id])
             return
         inputs = self.nodes[node_id].get("inputs")
         if not isinstance(inputs, Mapping):
@@ -164,6 +166,12 @@ class _Check:
                     self._add(node_id, name, finding)
             elif entry.required:
                 self._add(node_id, name, self._missing(served, name, inputs, listed))
+
+    def _linked(self, node: Any) -> Iterator[str]:
+        inputs = node.get("inputs") if isinstance(node, Mapping) else None
+        for value in inputs.values() if isinstance(inputs, Mapping) else ():
+            if is_link(value) and value[0] in self.nodes:
+                yield value[0]
 
     def _missing(
         self, served: ServedClass, name: str, inputs: Mapping[str, Any], listed: Mapping[str, Any]

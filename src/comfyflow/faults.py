@@ -6,7 +6,7 @@ Kinds carry the server's own names where it has one (POST /prompt, ComfyUI execu
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -174,9 +174,9 @@ def hint(near: tuple[str, ...]) -> str:
 
 def title_of(node: Any, node_id: str) -> str:
     """What a person calls a node, whatever it may be: its title, else its class, else its id."""
-    parts = node if isinstance(node, dict) else {}
+    parts = node if isinstance(node, Mapping) else {}
     meta = parts.get("_meta")
-    title = meta.get("title") if isinstance(meta, dict) else None
+    title = meta.get("title") if isinstance(meta, Mapping) else None
     name = title if isinstance(title, str) and title else parts.get("class_type")
     text = name if isinstance(name, str) and name else node_id
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

@@ -70,6 +70,7 @@ class Entry:
 
     @property
     def is_choice(self) -> bool:
+        """Whether its value is one of a list."""
         return isinstance(self.type, list) or self.type == COMBO
 
     @property
@@ -88,10 +89,12 @@ class ServedClass:
 
     @cached_property
     def output_node(self) -> bool:
+        """Whether the server runs it for its own sake."""
         return self.info.get("output_node") is True
 
     @cached_property
     def outputs(self) -> Sequence[Any]:
+        """The types of its outputs: texts, or lists of choices."""
         outputs = self.info.get("output")
         return outputs if isinstance(outputs, list | tuple | str) else ()
 
@@ -102,15 +105,13 @@ class ServedClass:
         return isinstance(module, str) and module.partition(".")[0] in _OWN_MODULES
 
     @property
-    def always_right(self) -> bool:
-        return self.own and self.name in _ALWAYS_RIGHT
-
-    @property
     def file_input(self) -> str | None:
+        """The input that is right when it names a file that exists."""
         return FILE_INPUTS.get(self.name) if self.own else None
 
     @property
     def judges_types(self) -> bool:
+        """Whether it looks at the types of its links itself."""
         return self.own and self.name in _TAKE_TYPES
 
     @property
@@ -137,6 +138,15 @@ class ServedClass:
         )
 
     @cached_property
+    def _combos(self) -> list[tuple[str, Entry]]:
+        return [
+            (name, _entry(raw, section == "required"))
+            for section, entries in self._sections.items()
+            for name, raw in entries.items()
+            if _first(raw) == DYNAMIC_COMBO
+        ]
+
+    @cached_property
     def _sections(self) -> dict[str, Mapping[str, Any]]:
         return _sections(self.info.get("input"))
 
@@ -149,14 +159,10 @@ class ServedClass:
 
         Up to 0.33 such a node passes; 0.38 refuses it (`invalid_dynamic_input`).
         """
-        for section, entries in self._sections.items():
-            for name, entry in entries.items():
-                if _first(entry) != DYNAMIC_COMBO:
-                    continue
-                value = given.get(name)
-                keys = [option.get("key") for option in _options(_entry(entry, True).options)]
-                if (name in given or section == "required") and value not in keys:
-                    yield name, name in given
+        for name, entry in self._combos:
+            keys = [option.get("key") for option in _options(entry.options)]
+            if (name in given or entry.required) and given.get(name) not in keys:
+                yield name, name in given
 
     def listed(self, entry: Entry, value: Any) -> bool:
         """Whether the value is one of the choices, by Python's own equality as on the server."""
