@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from comfyflow.faults import FaultKind, Near, Verdict, hint, title_of, told
+from comfyflow.faults import FaultKind, Near, Verdict, hint, kept, title_of, told
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,16 @@ def test_near_matches_are_looked_for_a_bounded_number_of_times() -> None:
 )
 def test_values_are_told_in_short(value: Any, text: str) -> None:
     assert told(value) == text
+
+
+@pytest.mark.parametrize("value", ["a.safetensors", 7, -(2**63), 2**64 - 1, 1.5, True])
+def test_a_fault_carries_the_value(value: Any) -> None:
+    assert kept(value) is value
+
+
+@pytest.mark.parametrize("value", ["a" * 1001, 2**64, float("nan"), float("inf"), None, [], {"a": 1}])
+def test_a_fault_carries_nothing_that_is_long_or_no_json(value: Any) -> None:
+    assert kept(value) is None
 
 
 def test_a_hint_names_what_is_near() -> None:

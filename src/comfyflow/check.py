@@ -13,7 +13,7 @@ from typing import Any
 
 from .chains import cycles, lengths, reached, users
 from .choices import Finding, Judge, of_other_makers
-from .faults import Fault, FaultKind, Rule, Undecided, Verdict, hint, title_of, told
+from .faults import Fault, FaultKind, Rule, Undecided, Verdict, hint, kept, title_of, told
 from .served import Entry, ServedClass, fits
 from .workflow import is_link
 
@@ -273,7 +273,7 @@ class _Check:
                     title_of(node, node_id),
                     _class_of(node),
                     name,
-                    found.value,
+                    kept(found.value),
                     found.near,
                     found.folder,
                     self.packs.get(node_id),
@@ -297,7 +297,7 @@ class _Check:
                 node_class,
                 name,
                 found.kind,
-                found.value,
+                kept(found.value),
                 found.near,
             )
 

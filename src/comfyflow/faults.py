@@ -6,11 +6,13 @@ Kinds carry the server's own names where it has one (POST /prompt, ComfyUI execu
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+_KEPT = 1000  # characters of a value that a fault carries; names of files are shorter
 _SHOWN = 80  # characters of a value or a title that a message repeats
 _COMPARED = 200  # characters; a longer text is no name that somebody mistyped
 _SEARCHED = 5000  # names; a folder of models has hundreds
@@ -70,8 +72,8 @@ class Fault:
     """One thing that the server refuses.
 
     `node_id`, `title` and `node_class` are None where the whole graph is meant, `input` where the whole node
-    is. `value` is the missing file or the value refused, `folder` the models folder it is looked for in,
-    `near` what the server has instead.
+    is. `value` is the missing file or the value refused (None where it is long, or no JSON), `folder` the
+    models folder it is looked for in, `near` what the server has instead.
     """
 
     kind: FaultKind
@@ -165,6 +167,16 @@ def told(value: Any) -> str:
     if isinstance(value, list | tuple | dict):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     return repr(value)
+
+
+def kept(value: Any) -> Any:
+    """The value as a report may repeat it: a text, number, yes/no that JSON can hold and that is not long;
+    else None."""
+    if isinstance(value, str):
+        return value if len(value) <= _KEPT else None
+    if isinstance(value, int):
+        return value if value.bit_length() <= 64 else None
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def hint(near: tuple[str, ...]) -> str:

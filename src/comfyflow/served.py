@@ -190,23 +190,27 @@ def fits(received: Any, wanted: Any) -> bool:
 def _expanded(
     sections: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]
 ) -> Iterator[tuple[str, Entry]]:
-    """Optional inputs first, so that a required one of the same name counts, as on the server."""
+    """Required inputs first; one of the same name counts before an optional one, as on the server."""
     found: dict[bool, dict[str, Entry]] = {False: {}, True: {}}
     open_: list[tuple[str, Mapping[str, Mapping[str, Any]]]] = [("", sections)]
     while open_:
         prefix, parts = open_.pop()
-        for section, entries in parts.items():
-            for name, raw in entries.items():
-                full, entry = prefix + name, _entry(raw, section == "required")
-                if not (isinstance(entry.type, str) and entry.type in _DYNAMIC):
-                    found[entry.required][full] = entry
-                elif full.count(".") < _DEEPEST:
-                    added, nested = _grown(full, entry, given)
-                    for key, one in added.items():
-                        found[one.required][key] = one
-                    open_ += nested
-    yield from found[False].items()
+        for full, entry in _named(prefix, parts):
+            if not (isinstance(entry.type, str) and entry.type in _DYNAMIC):
+                found[entry.required][full] = entry
+                continue
+            added, nested = _grown(full, entry, given)
+            for key, one in added.items():
+                found[one.required][key] = one
+            open_ += nested if full.count(".") < _DEEPEST else ()
     yield from found[True].items()
+    yield from ((name, entry) for name, entry in found[False].items() if name not in found[True])
+
+
+def _named(prefix: str, parts: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Entry]]:
+    for section, entries in parts.items():
+        for name, raw in entries.items():
+            yield prefix + name, _entry(raw, section == "required")
 
 
 _Nested = list[tuple[str, Mapping[str, Mapping[str, Any]]]]
