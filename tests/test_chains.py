@@ -33,4 +33,5 @@ def test_a_very_long_circle_needs_no_recursion() -> None:
 
 def test_reached_follows_the_steps() -> None:
     assert reached(["b"], DIAMOND) == {"b", "a"}
+    assert reached(["d"], DIAMOND) == set(DIAMOND)
     assert reached([], DIAMOND) == set()
