@@ -1,112 +1,39 @@
-"""Every fault of an API graph against `/object_info`, as the server's own validation would find it.
+"""Every fault that a server would find in an API graph, found before it is sent. Pure.
 
-The rules are those of ComfyUI's execution.py (validate_prompt, validate_inputs), 0.27.0 and 0.3.64: only
-nodes in front of an output are looked at, values are converted before they are judged, inputs that a class
-does not know are passed over. What a class may decide by itself (VALIDATE_INPUTS, which `/object_info` does
-not show) is never a fault here: it is listed as undecided.
+The verdict follows the server's own validation (ComfyUI execution.py validate_prompt and validate_inputs,
+0.3.64, 0.27.0 and 0.33.0): only what an output node needs is looked at, and nothing that a server would take
+is called a fault. What /object_info cannot tell is `undecided`. Time is linear in the size of the graph.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
-from .expected import Expected, expected
-from .inventory import MODEL_SUFFIXES
-from .schema import is_custom
+from .chains import cycles, lengths, reached, users
+from .choices import Finding, Judge, of_other_makers
+from .faults import Fault, FaultKind, Rule, Undecided, Verdict, hint, kept, title_of, told
+from .served import Entry, ServedClass, fits
+from .workflow import is_link
 
-MAX_NEAR = 20  # faults for which near matches are looked for: each costs a walk through a list
-DEEP = 150  # nodes in a row; ComfyUI validates by recursion and gives up somewhere behind that
-
-# Inputs that classes of ComfyUI itself judge on their own (0.3.64 to 0.28; found by asking the classes).
-_OWN: Mapping[str, frozenset[str]] = {
-    **dict.fromkeys(("LoadImage", "LoadImageMask", "LoadImageOutput", "WebcamCapture"), frozenset({"image"})),
-    "LoadLatent": frozenset({"latent"}),
-    "LoadAudio": frozenset({"audio"}),
-    "LoadVideo": frozenset({"file"}),
-    **dict.fromkeys(("SelectModelDevice", "SelectCLIPDevice", "SelectVAEDevice"), frozenset({"device"})),
-    **dict.fromkeys(("Load3D", "Load3DAdvanced", "CustomCombo"), frozenset({"*"})),
-    "ModelAttentionBackend": frozenset({"attention"}),
-    "FluxProUltraImageNode": frozenset({"aspect_ratio"}),
-    "KlingCameraControls": frozenset(
-        {"horizontal_movement", "vertical_movement", "pan", "tilt", "roll", "zoom"}
-    ),
-    "TripoConversionNode": frozenset({"input_types"}),
+# The server walks upstream by recursion, and Python ends that at 1000 calls: a chain of 983 nodes passed,
+# one of 984 did not (0.27.0; 984 and 985 in 0.3.64). Other start scripts take some calls too.
+LONGEST_CHAIN = 900
+# Classes that newer servers put others in place of (comfy_extras/nodes_replacements.py, 0.27.0).
+_REPLACED: Mapping[str, str] = {
+    "ResizeImagesByLongerEdge": "ImageScaleToMaxDimension",
+    "ImageBatch": "BatchImagesNode",
+    "ImageScaleBy": "ResizeImageMaskNode",
+    "T2IAdapterLoader": "ControlNetLoader",
+    "Load3DAnimation": "Load3D",
+    "Preview3DAnimation": "Preview3D",
+    "SDV_img2vid_Conditioning": "SVD_img2vid_Conditioning",
+    "ConditioningAverage ": "ConditioningAverage",
 }
-_FILES = frozenset({"LoadImage", "LoadImageMask", "LoadImageOutput", "LoadLatent", "LoadAudio", "LoadVideo"})
-_FOLDERS = {
-    "ckpt_name": "checkpoints",
-    "lora_name": "loras",
-    "vae_name": "vae",
-    "unet_name": "diffusion_models",
-    "control_net_name": "controlnet",
-    "style_model_name": "style_models",
-    "gligen_name": "gligen",
-    "hypernetwork_name": "hypernetworks",
-    "audio_encoder_name": "audio_encoders",
-    "photomaker_model_name": "photomaker",
-    "CLIPVisionLoader.clip_name": "clip_vision",
-    "UpscaleModelLoader.model_name": "upscale_models",
-    "LatentUpscaleModelLoader.model_name": "latent_upscale_models",
-    "ModelPatchLoader.name": "model_patches",
-    **dict.fromkeys(("clip_name", "clip_name1", "clip_name2", "clip_name3", "clip_name4"), "text_encoders"),
-}
-
-
-class Rule(StrEnum):
-    """What is wrong, in the server's own terms where it has one."""
-
-    UNKNOWN_CLASS = "missing_node_type"
-    NO_OUTPUT = "prompt_no_outputs"
-    MISSING = "required_input_missing"
-    BAD_LINK = "bad_linked_input"
-    WRONG_TYPE = "return_type_mismatch"
-    NOT_CONVERTIBLE = "invalid_input_type"
-    TOO_SMALL = "value_smaller_than_min"
-    TOO_BIG = "value_bigger_than_max"
-    NOT_LISTED = "value_not_in_list"
-    CYCLE = "dependency_cycle"
-    OWN_CHECK = "custom_validation_failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One fault, or one thing that only the server can decide.
-
-    `message` is one sentence that names the node by its title. `missing` is `model` or `file` where a file is
-    what is missing, and `value` is its name then.
-    """
-
-    node_id: str | None
-    class_type: str | None
-    input: str | None
-    rule: Rule
-    message: str
-    missing: str | None = None
-    value: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a server would say. `outputs` are the output nodes that it would run, `refused` the others."""
-
-    faults: tuple[Finding, ...]
-    undecided: tuple[Finding, ...]
-    outputs: tuple[str, ...]
-    refused: tuple[str, ...]
-
-    @property
-    def accepted(self) -> bool:
-        """Whether a server would queue it; `partial` when without some outputs."""
-        return bool(self.outputs)
-
-    @property
-    def partial(self) -> bool:
-        """Whether a server would run a part only."""
-        return bool(self.outputs and self.refused)
+_MARKS = ("search_aliases", "has_intermediate_output")  # of a description by a newer server
+_SHOWN = 6  # nodes of a cycle that a message names
+_STRANGE = 50  # inputs that the class does not have, among which a mistyped name is looked for
 
 
 def check(
@@ -114,367 +41,300 @@ def check(
     object_info: Mapping[str, Any],
     *,
     packs: Mapping[str, str] | None = None,
-    replaced: Collection[str] = (),
-    files: Mapping[str, bool] | None = None,
+    uploads: Collection[str] = (),
+    absent: Collection[str] = (),
+    replacements: Mapping[str, Any] | None = None,
     targets: Collection[str] | None = None,
 ) -> Verdict:
-    """Look for all faults of a graph that `Workflow` has taken.
+    """Judge an API graph by a server's `/object_info`; nothing is raised for a bad graph, all is told.
 
-    `packs` names the pack of a node by its id, for messages; `replaced` are unknown classes that the server
-    has a replacement for (GET /node_replacements); `files` tells of input files whether the server has them;
-    `targets` are the output nodes that alone are to run. Takes time linear in the size of the graph.
+    `packs` names the node pack of a node id, where the file tells it. `uploads` are names of files that are
+    in the server's input folder, or will be when the graph is sent; `absent` are names of files that it
+    certainly does not have. `replacements` is the answer of
+    GET /node_replacements; without it those of ComfyUI itself are assumed. `targets` are the outputs asked
+    for (`partial_execution_targets`), None for all.
     """
-    return _Check(nodes, object_info, packs or {}, replaced, files or {}).verdict(targets)
+    return _Check(nodes, object_info, packs or {}, Judge(_modern(object_info), uploads, absent)).verdict(
+        _REPLACED if replacements is None else replacements, targets
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _At:
-    """One input of one node that is looked at."""
-
-    key: str
-    name: str
-    given: Expected
+def _modern(object_info: Mapping[str, Any]) -> bool:
+    return any(
+        isinstance(info, Mapping) and any(mark in info for mark in _MARKS) for info in object_info.values()
+    )
 
 
 class _Check:
+    """One check: what is known of each node, filled in step by step."""
+
     def __init__(
-        self,
-        nodes: Mapping[str, Any],
-        info: Mapping[str, Any],
-        packs: Mapping[str, str],
-        replaced: Collection[str],
-        files: Mapping[str, bool],
+        self, nodes: Mapping[str, Any], info: Mapping[str, Any], packs: Mapping[str, str], judge: Judge
     ) -> None:
-        self._nodes, self._info, self._packs, self._replaced = nodes, info, packs, replaced
-        self._files = files
-        self._found: dict[str, list[Finding]] = {}
-        self._undecided: dict[tuple[str | None, str | None, Rule], Finding] = {}
-        self._links: dict[str, list[str]] = {}
-        self._near = MAX_NEAR
+        self.nodes, self.info, self.packs, self.judge = nodes, info, packs, judge
+        self.classes: dict[str, ServedClass] = {}
+        self.served: dict[str, ServedClass] = {}
+        self.findings: dict[str, list[tuple[str | None, Finding]]] = {}
+        self.refused: dict[str, None] = {}  # nodes that the server refuses whole graphs for
+        self.replaced: dict[str, None] = {}  # kept in order
 
-    def verdict(self, targets: Collection[str] | None) -> Verdict:
-        unknown = [key for key, node in self._nodes.items() if node["class_type"] not in self._info]
-        faults = [fault for key in unknown for fault in self._unknown(key)]
-        outputs = [key for key in self._nodes if self._is_output(key) and (targets is None or key in targets)]
-        if not outputs and not unknown:
-            faults.append(self._no_output(targets))
-        seen = self._walked(outputs)
-        for key, way in self._cycles(seen).items():
-            self._found[key].append(way)
-        bad = self._invalid(seen)
-        faults += [fault for key in self._nodes if key in seen for fault in self._found[key]]
-        good = () if faults and any(fault.rule is Rule.UNKNOWN_CLASS for fault in faults) else outputs
-        runs = tuple(key for key in good if key not in bad)
-        rest = tuple(key for key in outputs if key not in runs)
-        return Verdict(tuple(faults), tuple(self._undecided.values()), runs, rest)
+    def verdict(self, replacements: Mapping[str, Any], targets: Collection[str] | None) -> Verdict:
+        for node_id in self.nodes:
+            self._recognise(node_id, replacements)
+        outputs = [node_id for node_id, served in self.served.items() if served.output_node]
+        wanted = [node_id for node_id in outputs if targets is None or node_id in targets]
+        wanted += [node_id for node_id in self.replaced if targets is None or node_id in targets]
+        sources = self._walk([*wanted, *self.refused])
+        depths = lengths(sources)
+        looped = [node_id for node_id in sources if node_id not in depths]
+        whole = [*_cycle_faults(self.nodes, cycles(sources, looped))]
+        if not wanted and not self.refused:
+            whole.append(_no_outputs(outputs, targets))
+        self._deep(wanted, depths)
+        return self._sorted(wanted, users(sources), looped, whole)
 
-    # the whole graph
+    def _recognise(self, node_id: str, replacements: Mapping[str, Any]) -> None:
+        node = self.nodes[node_id]
+        name = node.get("class_type") if isinstance(node, Mapping) else None
+        if isinstance(name, str) and name in self.info:
+            if name not in self.classes:
+                self.classes[name] = ServedClass(name, self.info[name])
+            self.served[node_id] = self.classes[name]
+        elif isinstance(name, str) and self._successor(replacements.get(name)):
+            message = f"the server has no class {told(name)}, but puts another class in its place"
+            self.replaced[node_id] = None
+            self._add(node_id, None, Finding(FaultKind.MISSING_NODE_TYPE, message, name, rule=Rule.REPLACED))
+        else:
+            self.refused[node_id] = None
+            self._add(node_id, None, self._unknown(node_id, node, name))
 
-    def _is_output(self, key: str) -> bool:
-        info = self._info.get(self._nodes[key]["class_type"])
-        return isinstance(info, Mapping) and info.get("output_node") is True
+    def _successor(self, listed: Any) -> bool:
+        entry = listed[0] if isinstance(listed, list) and listed else listed
+        name = entry.get("new_node_id") if isinstance(entry, Mapping) else entry
+        return isinstance(name, str) and name in self.info and self.judge.modern
 
-    def _walked(self, outputs: Iterable[str]) -> dict[str, int]:
-        """Every node in front of the outputs, each looked at once; the number is how far from them."""
-        seen: dict[str, int] = dict.fromkeys(outputs, 0)
-        waiting = list(seen)
-        for key in waiting:  # it grows while it is walked
-            links: list[str] = []
-            self._links[key] = links
-            self._found[key] = list(self._node(key, links))
-            for source in links:
-                if source not in seen and source in self._nodes:
-                    seen[source] = seen[key] + 1
-                    waiting.append(source)
-                    if seen[source] == DEEP:
-                        self._doubt(source, Rule.OWN_CHECK, _DEEP_TEXT)
-        return seen
-
-    def _invalid(self, seen: Mapping[str, int]) -> set[str]:
-        """Nodes with faults, and all nodes behind them."""
-        behind: dict[str, list[str]] = {}
-        for key in seen:
-            for source in self._links[key]:
-                behind.setdefault(source, []).append(key)
-        waiting = [key for key in seen if self._found[key]]
-        waiting += [key for key in behind if key not in self._found]  # unknown classes
-        bad = set(waiting)
-        while waiting:
-            for key in behind.get(waiting.pop(), ()):
-                if key not in bad:
-                    bad.add(key)
-                    waiting.append(key)
-        return bad
-
-    def _cycles(self, seen: Mapping[str, int]) -> dict[str, Finding]:
-        """Nodes that are in front of themselves: what is left when all ends are taken away."""
-        links = {key: {source for source in self._links[key] if source in seen} for key in seen}
-        for _ in range(2):  # what is in front of circles goes in one round, what is behind in the other
-            links = _without_ends(_reversed(links))
-        found: dict[str, Finding] = {}
-        for key in links:
-            if key not in found:
-                way = _circle(key, links)
-                text = " -> ".join(self._label(one) for one in way)
-                for one in way:
-                    found.setdefault(one, self._finding(one, Rule.CYCLE, f"it waits for itself: {text}"))
-        return found
-
-    def _no_output(self, targets: Collection[str] | None) -> Finding:
-        text = (
-            "no node of this workflow saves or shows anything, so nothing would run: add an output node, for "
-            "example Save Image"
+    def _unknown(self, node_id: str, node: Any, name: Any) -> Finding:
+        if not isinstance(node, Mapping):
+            return Finding(
+                FaultKind.MALFORMED_NODE, "this is no node: an object with a class_type is expected"
+            )
+        if not isinstance(name, str):
+            return Finding(FaultKind.MISSING_NODE_TYPE, "the node has no class_type, which says what it does")
+        pack = self.packs.get(node_id)
+        near = self.judge.near.find(name, self.info, "class")
+        where = f"; it is of the pack {told(pack)}: install that on the server" if pack else ""
+        return Finding(
+            FaultKind.MISSING_NODE_TYPE,
+            f"the server has no node class {told(name)}{where}{hint(near)}",
+            name,
+            near,
         )
-        if targets is not None:
-            text = "none of the chosen nodes is an output node: choose one that saves or shows something"
-        return Finding(None, None, None, Rule.NO_OUTPUT, text)
 
-    def _unknown(self, key: str) -> Iterator[Finding]:
-        kind = self._nodes[key]["class_type"]
-        if kind in self._replaced:
-            self._doubt(key, Rule.UNKNOWN_CLASS, f"the server replaces its class {kind!r} by another")
+    def _add(self, node_id: str, name: str | None, finding: Finding) -> None:
+        self.findings.setdefault(node_id, []).append((name, finding))
+
+    def _walk(self, start: list[str]) -> dict[str, list[str]]:
+        """Check all that the outputs need; the nodes that each of them takes something from."""
+        sources: dict[str, list[str]] = {}
+        open_ = list(start)
+        while open_:
+            node_id = open_.pop()
+            if node_id not in sources:
+                sources[node_id] = list(dict.fromkeys(self._checked(node_id)))
+                open_ += sources[node_id]
+        return sources
+
+    def _checked(self, node_id: str) -> Iterator[str]:
+        """Check one node; the ids of the nodes that it takes something from."""
+        served = self.served.get(node_id)
+        if served is None:  # nothing is known of its inputs, but what it is linked to is checked all the same
+            yield from self._linked(self.nodes[node_id])
             return
-        pack = self._packs.get(key)
-        hint = f"; it is of the pack {pack}" if pack and pack != "comfy-core" else ""
-        near = self._nearest(kind, self._info)
-        text = f"the server does not have its class {kind!r}{hint}{near}"
-        yield replace(self._finding(key, Rule.UNKNOWN_CLASS, text), value=kind)
+        inputs = self.nodes[node_id].get("inputs")
+        if not isinstance(inputs, Mapping):
+            message = "the node has no inputs object; a node without inputs needs an empty one"
+            self._add(node_id, None, Finding(FaultKind.MALFORMED_NODE, message))
+            return
+        listed = served.inputs(inputs)
+        self._judged_elsewhere(node_id, served, inputs)
+        for name, entry in listed.items():
+            if entry.unheard_of:
+                message = f"{told(name)} is of a kind that is not known here ({entry.type})"
+                self._add(node_id, name, Finding(None, message, rule=Rule.VERSION))
+            elif name in inputs and isinstance(inputs[name], list | tuple):
+                yield from self._link(node_id, served, name, entry, inputs[name])
+            elif name in inputs:
+                for finding in self.judge.findings(served, name, entry, inputs[name]):
+                    self._add(node_id, name, finding)
+            elif entry.required:
+                self._add(node_id, name, self._missing(served, name, inputs, listed))
 
-    # one node
+    def _linked(self, node: Any) -> Iterator[str]:
+        inputs = node.get("inputs") if isinstance(node, Mapping) else None
+        for value in inputs.values() if isinstance(inputs, Mapping) else ():
+            if is_link(value) and value[0] in self.nodes:
+                yield value[0]
 
-    def _node(self, key: str, links: list[str]) -> Iterator[Finding]:
-        held = self._nodes[key]["inputs"]
-        info = self._info.get(self._nodes[key]["class_type"])
-        for name, given in expected(info, held).items() if isinstance(info, Mapping) else ():
-            at = _At(key, name, given)
-            if name not in held:
-                if given.required:
-                    yield self._at(at, Rule.MISSING, f"its required input {name!r} is missing")
-                continue
-            link = isinstance(held[name], list)
-            fault = self._link(at, held[name], links) if link else self._value(at, held[name])
-            if fault is None:
-                continue
-            if self._own_rule(at, fault):
-                self._undecided[key, name, fault.rule] = fault
-            else:
-                yield fault
-
-    def _own_rule(self, at: _At, fault: Finding) -> bool:
-        """Whether the server may see it otherwise, for a reason that `/object_info` does not show.
-
-        A pack's class may judge values itself, and its types may fit all others; servers before 0.4 do not
-        look at lists of the kind COMBO.
-        """
-        node = self._nodes[at.key]
-        info = self._info[node["class_type"]]
-        if fault.rule is Rule.WRONG_TYPE:
-            source = self._info[self._nodes[node["inputs"][at.name][0]]["class_type"]]
-            own = "input_types" in _OWN.get(node["class_type"], ())
-            return is_custom(info) or is_custom(source) or own
-        old = at.given.type == "COMBO" and "is_input_list" not in info
-        if fault.rule is Rule.NOT_LISTED and old:
-            return True
-        return fault.rule in (Rule.TOO_SMALL, Rule.TOO_BIG, Rule.NOT_LISTED) and is_custom(info)
-
-    def _link(self, at: _At, value: list[Any], links: list[str]) -> Finding | None:
-        if len(value) != len(("node", "slot")):
-            what = f"a list of {len(value)}, and a list is read as a link of two parts"
-            return self._at(at, Rule.BAD_LINK, f"its input {at.name!r} is {what}")
-        source, slot = value
-        other = self._nodes.get(source) if isinstance(source, str) else None
-        if other is None:
-            return self._at(at, Rule.BAD_LINK, f"its input {at.name!r} is linked to no node: {_brief(value)}")
-        links.append(source)
-        info = self._info.get(other["class_type"])
-        gives = info.get("output") if isinstance(info, Mapping) else None
-        if not isinstance(gives, list):
-            return None
-        if not isinstance(slot, int) or not -len(gives) <= slot < len(gives):
-            place = f"output {slot!r} of {self._label(source)}, which has {len(gives)}"
-            return self._at(at, Rule.BAD_LINK, f"its input {at.name!r} is linked to {place}")
-        if fits(gives[slot], at.given.type):
-            return None
-        wanted = f"its input {at.name!r} takes {_type_text(at.given.type)}"
-        text = f"{wanted}, and {self._label(source)} gives {_type_text(gives[slot])} there"
-        return self._at(at, Rule.WRONG_TYPE, text)
-
-    def _value(self, at: _At, value: Any) -> Finding | None:
-        if isinstance(value, Mapping) and "__value__" in value:
-            value = value["__value__"]
-        try:
-            value = _converted(value, at.given.type)
-        except (TypeError, ValueError, OverflowError):
-            text = f"its input {at.name!r} must be {_KINDS[at.given.type]}, not {_brief(value)}"
-            return self._at(at, Rule.NOT_CONVERTIBLE, text)
-        own = _OWN.get(self._nodes[at.key]["class_type"], frozenset())
-        if at.name in own or "*" in own:
-            return self._own(at, value)
-        return self._range(at, value) or self._choice(at, value)
-
-    def _own(self, at: _At, value: Any) -> Finding | None:
-        """What the class judges by itself: files, as far as it is known whether they are there."""
-        kind = self._nodes[at.key]["class_type"]
-        if kind not in _FILES or not isinstance(value, str):
-            text = f"its class {kind} judges {at.name!r} by itself"
-            self._undecided[at.key, at.name, Rule.OWN_CHECK] = self._at(at, Rule.OWN_CHECK, text)
-            return None
-        there = value in (at.given.choices or ()) or self._files.get(value)
-        if there:
-            return None
-        text = f"its file {value!r} ({at.name}) is not on the server: upload it, or name another"
-        if there is False:
-            return self._at(at, Rule.OWN_CHECK, text, missing="file", value=value)
-        text = f"its file {value!r} ({at.name}) is not among those that the server lists: is it uploaded?"
-        doubt = self._at(at, Rule.OWN_CHECK, text, missing="file", value=value)
-        self._undecided[at.key, at.name, Rule.OWN_CHECK] = doubt
-        return None
-
-    def _range(self, at: _At, value: Any) -> Finding | None:
-        for option, rule, word in (("min", Rule.TOO_SMALL, "least"), ("max", Rule.TOO_BIG, "most")):
-            bound = at.given.options.get(option)
-            if bound is None:
-                continue
-            try:
-                outside = value < bound if option == "min" else value > bound
-            except TypeError:
-                text = f"its input {at.name!r} must be a number, not {_brief(value)}"
-                return self._at(at, Rule.NOT_CONVERTIBLE, text)
-            if outside:
-                text = f"its input {at.name!r} is {_brief(value)}, and must be at {word} {bound}"
-                return self._at(at, rule, text)
-        return None
-
-    def _choice(self, at: _At, value: Any) -> Finding | None:
-        choices = at.given.choices
-        if choices is None:
-            return None
-        if isinstance(value, str) and self._files.get(value):
-            return None
-        many = at.given.options.get("multiselect") and isinstance(value, list)
-        strange = [one for one in (value if many else [value]) if one not in choices]
-        if not strange:
-            return None
-        value = strange[0]
-        near = self._nearest(value, choices) if isinstance(value, str) else ""
-        if isinstance(value, str) and value.lower().endswith(MODEL_SUFFIXES):
-            kind = self._nodes[at.key]["class_type"]
-            folder = _FOLDERS.get(f"{kind}.{at.name}") or _FOLDERS.get(at.name)
-            place = f" in its folder {folder}" if folder else ""
-            text = f"the server has no model {value!r}{place} ({at.name}){near}"
-            return self._at(at, Rule.NOT_LISTED, text, missing="model", value=value)
-        some = near or f": it takes {_listed(choices)}"
-        text = f"its input {at.name!r} has no choice {_brief(value)}{some}"
-        return self._at(at, Rule.NOT_LISTED, text, value=value)
-
-    # how it is told
-
-    def _label(self, key: str) -> str:
-        node = self._nodes[key]
-        meta = node.get("_meta")
-        title = meta.get("title") if isinstance(meta, Mapping) else None
-        return f'"{title or node["class_type"]}" ({key})'
-
-    def _at(
-        self, at: _At, rule: Rule, text: str, *, missing: str | None = None, value: Any = None
+    def _missing(
+        self, served: ServedClass, name: str, inputs: Mapping[str, Any], listed: Mapping[str, Any]
     ) -> Finding:
-        return replace(self._finding(at.key, rule, text), input=at.name, missing=missing, value=value)
+        strange = list(islice((one for one in inputs if one not in listed), _STRANGE))
+        near = self.judge.near.find(name, strange, f"{served.name} {strange}") if strange else ()
+        given = f"; the graph gives {told(near[0])}, which the server does not know" if near else ""
+        message = f"the required input {told(name)} is missing{given}"
+        return Finding(FaultKind.REQUIRED_INPUT_MISSING, message, near=near)
 
-    def _finding(self, key: str, rule: Rule, text: str) -> Finding:
-        kind = self._nodes[key]["class_type"]
-        return Finding(key, kind, None, rule, f"node {self._label(key)}: {text}")
+    def _judged_elsewhere(self, node_id: str, served: ServedClass, inputs: Mapping[str, Any]) -> None:
+        """What the class decides by code of its own."""
+        if not served.own or served.judges:
+            message = f"whether its values are right is the class's own matter ({served.name})"
+            self._add(node_id, None, Finding(None, message, rule=Rule.OWN_CHECK))
+        for name, given in served.odd_choices(inputs):
+            what = f"{told(name)} has none of its choices" if given else f"the choice {told(name)} is missing"
+            message = f"{what}: servers before 0.38 take that, and the node fails when it runs"
+            kind = FaultKind.VALUE_NOT_IN_LIST if given else FaultKind.REQUIRED_INPUT_MISSING
+            self._add(node_id, name, Finding(kind, message, inputs.get(name), rule=Rule.VERSION))
+        name_of_file = served.file_input
+        if isinstance(inputs.get(name_of_file or ""), list | tuple):
+            message = f"the name of its file ({name_of_file}) comes over a link, and cannot be checked before"
+            self._add(node_id, name_of_file, Finding(FaultKind.MISSING_FILE, message, rule=Rule.FILE))
 
-    def _doubt(self, key: str, rule: Rule, text: str) -> None:
-        self._undecided[key, None, rule] = self._finding(key, rule, text)
+    def _link(self, node_id: str, served: ServedClass, name: str, entry: Entry, link: Any) -> Iterator[str]:
+        if len(link) != 2:
+            message = f"{name} is a list of {len(link)}, and a link is a list of two: node id and output"
+            self._add(node_id, name, Finding(FaultKind.BAD_LINKED_INPUT, message))
+            return
+        source, slot = link
+        if not isinstance(source, str) or source not in self.nodes:
+            self._add(node_id, name, self._no_source(name, source))
+            return
+        above = self.served.get(source)
+        if above is None:  # its outputs are not known, and its class has been told
+            yield source
+            return
+        if not isinstance(slot, int) or not -len(above.outputs) <= slot < len(above.outputs):
+            self._add(node_id, name, self._no_slot(name, source, slot, above))
+            return
+        yield source
+        received = above.outputs[slot]
+        if not fits(received, entry.type):
+            message = f"{name} takes {_kind(entry.type)}, and {self._label(source)} gives {_kind(received)}"
+            found = Finding(FaultKind.RETURN_TYPE_MISMATCH, message)
+            own = served.own and not served.judges_types and (above.own or not _like_any(received))
+            self._add(node_id, name, found if own else of_other_makers(found))
 
-    def _nearest(self, value: str, known: Iterable[Any]) -> str:
-        if self._near <= 0:
-            return ""
-        self._near -= 1
-        names = [name for name in known if isinstance(name, str)]
-        near = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
-        base = value.replace("\\", "/").rpartition("/")[2]
-        near = list(dict.fromkeys([*(name for name in names if _base(name) == base), *near]))[:3]
-        return f"; near: {', '.join(map(repr, near))}" if near else ""
+    def _no_source(self, name: str, source: Any) -> Finding:
+        message = f"{name} is linked to a node {told(source)}, which is not in the graph"
+        if isinstance(source, int) and str(source) in self.nodes:
+            message = f"{name} is linked to {source}, but ids of nodes are texts: write '{source}'"
+        return Finding(FaultKind.LINK_TO_NOTHING, message, source)
+
+    def _no_slot(self, name: str, source: str, slot: Any, above: ServedClass) -> Finding:
+        count = len(above.outputs)
+        message = f"{name} is linked to output {told(slot)} of {self._label(source)}, which has {count}"
+        return Finding(FaultKind.NO_SUCH_OUTPUT, message, slot)
+
+    def _deep(self, wanted: list[str], depths: Mapping[str, int]) -> None:
+        for node_id in wanted:
+            if depths.get(node_id, 0) > LONGEST_CHAIN:
+                message = f"a chain of {depths[node_id]} nodes ends here; servers refuse one of about 1000"
+                self._add(node_id, None, Finding(None, message, rule=Rule.DEPTH))
+
+    def _label(self, node_id: str) -> str:
+        return f'"{title_of(self.nodes[node_id], node_id)}" ({node_id})'
+
+    def _sorted(
+        self, wanted: list[str], below: Mapping[str, list[str]], looped: list[str], whole: list[Fault]
+    ) -> Verdict:
+        firm = {
+            node_id for node_id, found in self.findings.items() if any(one.rule is None for _, one in found)
+        }
+        soft = {node_id for node_id, found in self.findings.items() if any(one.rule for _, one in found)}
+        bad = reached((firm | set(looped)) & below.keys(), below)
+        open_ = reached(soft & below.keys(), below)
+        dropped = [one for one in wanted if self.refused or one in bad]
+        left = [one for one in wanted if not self.refused and one not in bad]
+        unsure = [one for one in left if self.replaced or one in open_]
+        runs = [one for one in left if not self.replaced and one not in open_]
+        return Verdict(
+            (*self._faults(), *whole),
+            tuple(self._undecided()),
+            tuple(runs),
+            tuple(dropped),
+            tuple(unsure),
+        )
+
+    def _faults(self) -> Iterator[Fault]:
+        for node_id, name, found in self._in_order():
+            if found.rule is None and found.kind is not None:
+                node = self.nodes[node_id]
+                yield Fault(
+                    found.kind,
+                    f"{self._label(node_id)}: {found.message}",
+                    node_id,
+                    title_of(node, node_id),
+                    _class_of(node),
+                    name,
+                    kept(found.value),
+                    found.near,
+                    found.folder,
+                    self.packs.get(node_id),
+                )
+
+    def _undecided(self) -> Iterator[Undecided]:
+        told_classes: set[str] = set()  # what is said of a class is said once
+        for node_id, name, found in self._in_order():
+            if found.rule is None:
+                continue
+            node_class = _class_of(self.nodes[node_id]) or ""
+            if found.kind is None and found.rule is Rule.OWN_CHECK:
+                if node_class in told_classes:
+                    continue
+                told_classes.add(node_class)
+            yield Undecided(
+                found.rule,
+                f"{self._label(node_id)}: {found.message}",
+                node_id,
+                title_of(self.nodes[node_id], node_id),
+                node_class,
+                name,
+                found.kind,
+                kept(found.value),
+                found.near,
+            )
+
+    def _in_order(self) -> Iterator[tuple[str, str | None, Finding]]:
+        for node_id in self.nodes:
+            for name, finding in self.findings.get(node_id, ()):
+                yield node_id, name, finding
 
 
-_DEEP_TEXT = f"more than {DEEP} nodes stand in a row behind it, and the server, which recurses, may give up"
-_KINDS = {"INT": "a whole number", "FLOAT": "a number"}
+def _cycle_faults(nodes: Mapping[str, Any], found: Iterator[list[str]]) -> Iterator[Fault]:
+    for cycle in found:
+        first = cycle[0]
+        shown = [f'"{title_of(nodes[node_id], node_id)}" ({node_id})' for node_id in cycle[:_SHOWN]]
+        rest = [f"({len(cycle) - _SHOWN} more)"] if len(cycle) > _SHOWN else []
+        message = f"these nodes wait for each other in a circle: {' <- '.join([*shown, *rest, shown[0]])}"
+        title, node_class = title_of(nodes[first], first), _class_of(nodes[first])
+        yield Fault(FaultKind.DEPENDENCY_CYCLE, message, first, title, node_class)
 
 
-def fits(given: Any, wanted: Any) -> bool:
-    """Whether an output of type `given` may feed an input of type `wanted` (validate_node_input, 0.27.0)."""
-    if given == wanted or {"*", "COMFY_MATCHTYPE_V3"} & {str(given), str(wanted)}:
-        return True
-    if isinstance(given, list) and wanted == "COMBO":
-        return True
-    if not isinstance(given, str) or not isinstance(wanted, str):
-        return False
-    given_types = {part.strip() for part in given.split(",")}
-    wanted_types = {part.strip() for part in wanted.split(",")}
-    return bool("*" in given_types | wanted_types or given_types & wanted_types)
+def _no_outputs(outputs: list[str], targets: Collection[str] | None) -> Fault:
+    message = "no node of the graph is an output: add one that saves or previews something"
+    if outputs and targets is not None:
+        message = f"none of the nodes asked for is an output; the outputs are {', '.join(outputs[:_SHOWN])}"
+    return Fault(FaultKind.PROMPT_NO_OUTPUTS, message)
 
 
-def _converted(value: Any, kind: Any) -> Any:
-    """The value as the server makes it before it judges. Raises TypeError, ValueError, OverflowError."""
-    match kind:
-        case "INT":
-            return int(value)
-        case "FLOAT":
-            return float(value)
-        case "STRING":
-            return str(value)
-        case "BOOLEAN":
-            return bool(value)
-    return value
+def _class_of(node: Any) -> str | None:
+    name = node.get("class_type") if isinstance(node, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
-def _reversed(links: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    back: dict[str, set[str]] = {key: set() for key in links}
-    for key, sources in links.items():
-        for source in sources:
-            back[source].add(key)
-    return back
+def _kind(kind: Any) -> str:
+    return f"one of {len(kind)} choices" if isinstance(kind, list) else str(kind)
 
 
-def _without_ends(links: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Take away what has no links, again and again: circles and what leads into them stay."""
-    back = _reversed(links)
-    waiting = [key for key, sources in links.items() if not sources]
-    for key in waiting:  # it grows while it is walked
-        for one in back[key]:
-            links[one].discard(key)
-            if not links[one]:
-                waiting.append(one)
-        del links[key]
-    return links
-
-
-def _circle(start: str, links: Mapping[str, set[str]]) -> list[str]:
-    """One way from a node of a circle back to where it was."""
-    way: dict[str, None] = {}
-    while start not in way:
-        way[start] = None
-        start = min(links[start])
-    steps = list(way)
-    return steps[steps.index(start) :]
-
-
-def _type_text(kind: Any) -> str:
-    return "a choice of a list" if isinstance(kind, list) else str(kind)
-
-
-def _base(name: str) -> str:
-    return name.replace("\\", "/").rpartition("/")[2]
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _listed(choices: list[Any]) -> str:
-    shown = ", ".join(_brief(one) for one in choices[:8])
-    return (shown or "nothing: its list is empty") + (
-        f" and {len(choices) - 8} more" if len(choices) > 8 else ""
-    )
+def _like_any(kind: Any) -> bool:
+    """Packs have types that equal every other one, by whatever name; a plain name is what it says."""
+    return isinstance(kind, str) and ("any" in kind.casefold() or "*" in kind)

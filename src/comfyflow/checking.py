@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Protocol
 
-from .check import Rule, Verdict, check
+from .check import check
 from .errors import BadAnswer, ServerError, WorkflowFaulty, WorkflowInvalid
+from .faults import FaultKind, Rule, Verdict
 from .nodeinfo import Asked, NodeInfo, node_info
-from .schema import is_custom
+from .served import ServedClass
 from .sources import Form, Source
 from .workflow import Workflow
 
@@ -54,10 +55,15 @@ class Judged:
     verdict: Verdict
     source: str
 
+    @property
+    def partial(self) -> bool:
+        """Whether some outputs would be left out, and others not."""
+        return self.verdict.accepted is not False and bool(self.verdict.dropped)
+
     def refusal(self, workflow: Workflow, *, allow_partial: bool) -> WorkflowFaulty | None:
         """The error of a workflow that is not to be sent; None for one that is."""
         found = self.verdict
-        if found.accepted and (allow_partial or not found.partial):
+        if found.accepted is not False and (allow_partial or not self.partial):
             return None
         count = f"{len(found.faults)} fault{'s'[: len(found.faults) != 1]}"
         would = "run a part of this only" if found.accepted else "refuse this"
@@ -114,7 +120,7 @@ async def judge(
             continue
         if best is None or len(found.verdict.faults) < len(best.verdict.faults):
             best = found
-        if best.verdict.accepted:
+        if best.verdict.accepted is not False:
             break
     if best is None:
         assert fault is not None  # there is at least one server
@@ -157,13 +163,16 @@ async def _known(server: Server, kept: dict[str, tuple[float, NodeInfo]]) -> Nod
 async def _asked(server: Server, found: Verdict, brought: Collection[str]) -> dict[str, Any]:
     """What the server tells of what the classes alone do not decide."""
     asked: dict[str, Any] = {}
-    if any(fault.rule is Rule.UNKNOWN_CLASS for fault in found.faults):
+    kinds = {*(fault.kind for fault in found.faults), *(one.kind for one in found.undecided)}
+    if FaultKind.MISSING_NODE_TYPE in kinds:
         with suppress(BadAnswer):  # a server that is too old to replace anything
-            asked["replaced"] = await server.node_replacements()
-    files = {one.value for one in found.undecided if one.missing == "file"} - set(brought)
-    there: dict[str, bool] = {name: await _has(server, name) for name in sorted(files)}
-    there |= dict.fromkeys(brought, True)
-    return {**asked, "files": there} if there else asked
+            asked["replacements"] = await server.node_replacements()
+    files = {one.value for one in found.undecided if one.rule is Rule.FILE and isinstance(one.value, str)}
+    there = {name: await _has(server, name) for name in sorted(files - set(brought))}
+    if there or brought:
+        asked["uploads"] = {*brought, *(name for name in there if there[name])}
+        asked["absent"] = {name for name in there if not there[name]}
+    return asked
 
 
 async def _has(server: Server, annotated: str) -> bool:
@@ -201,7 +210,7 @@ async def _converted(server: Asked, source: Source) -> Workflow:
         with suppress(WorkflowInvalid):
             workflow = Workflow.made(source, object_info=info.classes)
             kinds = {node["class_type"] for node in workflow.nodes.values()}
-            if all(kind in info.classes and not is_custom(info.classes[kind]) for kind in kinds):
+            if all(kind in info.classes and ServedClass(kind, info.classes[kind]).own for kind in kinds):
                 return workflow
         info = await node_info(server, fresh=True)
     return Workflow.made(source, object_info=info.classes)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import UsageError
-from .expected import expected
 from .listing import upload_of
 from .remote import fetch_file, is_url
+from .served import ServedClass
 from .workflow import Workflow
 
 _LOCAL = ("./", "../", "/", "~/", ".\\", "..\\")
@@ -57,7 +57,7 @@ async def with_files(
         info = object_info.get(node["class_type"]) if node is not None else None
         if node is None or not isinstance(info, Mapping):
             continue
-        given = expected(info, node["inputs"]).get(name)
+        given = ServedClass(node["class_type"], info).inputs(node["inputs"]).get(name)
         if given is None or upload_of(given) is None:
             continue
         path = await fetch_file(text, folder, private=private) if is_url(text) else _local(text)

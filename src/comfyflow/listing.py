@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .expected import Expected, expected
+from .served import Entry, ServedClass
 from .workflow import Workflow, is_link
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -53,18 +53,18 @@ def _listed(workflow: Workflow, object_info: Mapping[str, Any]) -> Iterator[Sett
     for node_id, node in workflow.nodes.items():
         kind, held = node["class_type"], node["inputs"]
         info = object_info.get(kind)
-        known = expected(info, held) if isinstance(info, Mapping) else {}
+        known = ServedClass(kind, info).inputs(held) if isinstance(info, Mapping) else {}
         for name, value in held.items():
             if not is_link(value):
                 bare = Settable("", node_id, workflow.title(node_id), kind, name, "", value)
                 yield _one(bare, known.get(name))
 
 
-def _one(found: Settable, given: Expected | None) -> Settable:
+def _one(found: Settable, given: Entry | None) -> Settable:
     value = found.value["__value__"] if _is_boxed(found.value) else found.value
     if given is None:
         return replace(found, type=_type_of(value), value=value)
-    choices = given.choices
+    choices = given.choices if given.is_choice and isinstance(given.choices, list) else None
     return replace(
         found,
         type="COMBO" if choices is not None else str(given.type),
@@ -77,7 +77,7 @@ def _one(found: Settable, given: Expected | None) -> Settable:
     )
 
 
-def upload_of(given: Expected) -> str | None:
+def upload_of(given: Entry) -> str | None:
     """The kind of file that may be uploaded for an input: image, audio, video or file; else None."""
     asked = (key for key, on in given.options.items() if on and key.endswith("_upload"))
     kinds = (key.removesuffix("_upload").rpartition("_")[2] for key in asked)

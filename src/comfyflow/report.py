@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from .models import JobResult, JobState, JobView, OutputText, SavedFile
 from .workflow import Workflow
 
 if TYPE_CHECKING:
-    from .check import Finding
+    from .faults import Fault, Undecided
 
 MAX_DEPTH = 100  # levels of a document; what a server nests deeper is left out
 MAX_DETAIL = 300  # characters of one complaint of the server; a list of models can be long
@@ -190,7 +191,7 @@ def error_document(error: BaseException, workflow: Workflow | None = None) -> di
         case errors.WorkflowInvalid():
             document |= {"path": error.path, "reason": error.reason}
             if isinstance(error, errors.WorkflowFaulty):
-                document["faults"] = [finding_document(fault, workflow) for fault in error.faults]
+                document["faults"] = [finding_document(fault) for fault in error.faults]
         case errors.ServerError():
             document |= {"method": error.method, "url": error.url} | _answer_document(error, workflow)
         case errors.JobError():
@@ -201,19 +202,9 @@ def error_document(error: BaseException, workflow: Workflow | None = None) -> di
     return document | ({"causes": causes} if causes else {})
 
 
-def finding_document(found: Finding, workflow: Workflow | None = None) -> dict[str, Any]:
+def finding_document(found: Fault | Undecided) -> dict[str, Any]:
     """One fault, or one thing that only the server can decide, as `--json` tells it."""
-    title = workflow.title(found.node_id) if workflow and found.node_id else None
-    return {
-        "node_id": found.node_id,
-        "title": title,
-        "class_type": found.class_type,
-        "input": found.input,
-        "rule": found.rule.value,
-        "message": found.message,
-        "missing": found.missing,
-        "value": found.value,
-    }
+    return {key: value for key, value in asdict(found).items() if value is not None}
 
 
 def _upper(text: str) -> str:

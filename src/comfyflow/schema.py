@@ -124,14 +124,6 @@ def node_spec(class_type: str, info: Mapping[str, Any]) -> NodeSpec:
     )
 
 
-def is_custom(info: Mapping[str, Any]) -> bool:
-    """Whether a class of `/object_info` is of a pack, and not of ComfyUI itself.
-
-    Every server since 2024 names the module (server.py, node_info); a file without it is a shortened one.
-    """
-    return str(info.get("python_module", "nodes")).startswith("custom_nodes")
-
-
 def _with_page(class_type: str, inputs: Iterable[InputSpec]) -> Iterator[InputSpec]:
     listed = list(inputs)
     yield from (spec for spec in listed if spec.required)

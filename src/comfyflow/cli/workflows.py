@@ -166,10 +166,10 @@ def _tell(call: Call, judged: Judged, workflow: Workflow, said: str) -> None:
     verdict = judged.verdict
     call.known |= {
         "checked_by": judged.source,
-        "partial": verdict.partial,
-        "outputs": list(verdict.outputs),
-        "faults": [report.finding_document(one, workflow) for one in verdict.faults],
-        "undecided": [report.finding_document(one, workflow) for one in verdict.undecided],
+        "partial": judged.partial,
+        "outputs": {"run": verdict.runs, "left_out": verdict.dropped, "undecided": verdict.unsure},
+        "faults": [report.finding_document(one) for one in verdict.faults],
+        "undecided": [report.finding_document(one) for one in verdict.undecided],
     }
     tell(
         f"comfyflow: only the server can decide: {report.printable(one.message)}" for one in verdict.undecided
@@ -177,14 +177,14 @@ def _tell(call: Call, judged: Judged, workflow: Workflow, said: str) -> None:
     refusal = judged.refusal(workflow, allow_partial=True)
     if refusal is not None:
         raise refusal
-    if verdict.partial:
+    if judged.partial:
         tell(f"comfyflow: {line}" for line in _partial_lines(judged))
-    part = "a part of it" if verdict.partial else "it"
+    part = "a part of it" if judged.partial else "it"
     call.answer({**call.known, "valid": True}, [f"{said}; {judged.source} would run {part}"])
 
 
 def _partial_lines(judged: Judged) -> Iterator[str]:
-    outputs = counted(len(judged.verdict.refused), "output")
+    outputs = counted(len(judged.verdict.dropped), "output")
     yield f"{judged.source} would leave out {outputs} (`run` asks for --allow-partial then):"
     yield from (report.printable(fault.message) for fault in judged.verdict.faults)
 
