@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from comfyflow.errors import WorkflowInvalid
 from comfyflow.sources import find
-from comfyflow.workflow import MAX_SEED, Workflow, is_link, random_seed
+from comfyflow.upstream import is_link
+from comfyflow.workflow import MAX_SEED, Workflow, random_seed
 
 BIG = 18446744073709551615123
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .served import Entry, ServedClass
-from .workflow import Workflow, is_link
+from .upstream import is_link
+from .workflow import Workflow
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 UPLOADS = ("image", "audio", "video", "file")

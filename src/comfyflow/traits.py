@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .workflow import SEED_NAMES, Workflow, is_link
+from .upstream import SEED_NAMES, is_link
+from .workflow import Workflow
 
 Inputs = Mapping[str, Any]
 

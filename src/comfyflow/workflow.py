@@ -6,39 +6,26 @@ changes: each patch returns a new one.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
-import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from math import isfinite
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from . import parts
 from .errors import WorkflowInvalid
+from .reference import assigned, input_named, no_input, node_named, title_of
 from .sources import EXPORT, Form, Source, find
+from .upstream import is_link, positive_texts, seed_places
 from .views import Edit, NodeView
 
 MAX_DEPTH = 100  # levels of nesting; real graphs have about five
 MAX_SEED = 2**64 - 1  # ComfyUI nodes.py KSampler, 0.27.0
-SEED_NAMES = ("seed", "noise_seed")
-_SEED_SOURCES = (*SEED_NAMES, "value", "int", "number")  # what primitive nodes call their one input
-_LISTED = 8  # candidates that an error names
-
-_T = TypeVar("_T")
-
-_TEXT_INPUT = re.compile(
-    r"(positive_?)?(text|prompt|string|value|caption)s?(_?([a-z]|\d+|positive))?"
-    r"|(.*\.|text_)?prompt|positive|populated_text|tags|lyrics|clip_[lg]|t5xxl|mt5xl|bert|llama"
-)
-_PROMPT_INPUT = re.compile(r"(.*\.|text_|positive_)?prompt")
-_CONDITIONING_INPUT = re.compile(r"positive.*|cond(itioning)?(_.*|\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +104,7 @@ class Workflow:
         (recording 27).
         """
         node = self.nodes.get(node_id) or self.nodes.get(node_id.partition(".")[0])
-        return _title(node) if node else node_id
+        return title_of(node) if node else node_id
 
     def label(self, node_id: str) -> str:
         """Title and id, for messages: `"Load Checkpoint" (4)`."""
@@ -147,7 +134,7 @@ class Workflow:
         nothing samples here (nodes that call a service) it is what the inputs named `prompt` hold.
         """
         if self._prompt_text is None:
-            texts = dict.fromkeys(text.strip() for text in _positive_texts(self.nodes) if text.strip())
+            texts = dict.fromkeys(text.strip() for text in positive_texts(self.nodes) if text.strip())
             object.__setattr__(self, "_prompt_text", "\n".join(texts))
         return self._prompt_text or None
 
@@ -164,19 +151,12 @@ class Workflow:
 
         Raises WorkflowInvalid, naming candidates, for none, or more than one.
         """
-        for named in (self._by_id, self._by_title, self._by_class):
-            found = named(reference)
-            if len(found) == 1:
-                return found[0]
-            if found:
-                labels = _some([self.label(node_id) for node_id in found])
-                raise WorkflowInvalid(f"{reference!r} fits more than one node; use an id: {labels}")
-        raise WorkflowInvalid(self._unknown([(reference, "")], []))
+        return node_named(self.nodes, reference)
 
     def set_at(self, node_id: str, name: str, value: Any) -> Workflow:
         """Like `set`, for a node by its id. Raises WorkflowInvalid."""
         if name not in self.nodes[node_id]["inputs"]:
-            raise WorkflowInvalid(self._unknown([], [(node_id, name)]))
+            raise WorkflowInvalid(no_input(self.nodes, node_id, name))
         return self._replaced(node_id, name, value)
 
     def only(self, *references: str) -> Workflow:
@@ -206,7 +186,7 @@ class Workflow:
         contain dots. A number replaces a number, a text a text; an input that is a link takes any value.
         Raises WorkflowInvalid, naming the nearest candidates, when target or kind of value does not fit.
         """
-        node_id, name = self._resolve(target)
+        node_id, name = input_named(self.nodes, target)
         return self._replaced(node_id, name, value)
 
     def set_text(self, assignment: str) -> Workflow:
@@ -228,7 +208,7 @@ class Workflow:
         number = random_seed() if value == "random" else value
         if type(number) is not int or not 0 <= number <= MAX_SEED:
             raise WorkflowInvalid(f"a seed is a whole number from 0 to {MAX_SEED} or 'random', not {value!r}")
-        places = list(dict.fromkeys(_seed_places(self.nodes)))
+        places = list(dict.fromkeys(seed_places(self.nodes)))
         if not places:
             raise WorkflowInvalid("there is no seed to set: no node has a number as 'seed' or 'noise_seed'")
         workflow = self
@@ -246,71 +226,12 @@ class Workflow:
 
     def assignment(self, assignment: str) -> tuple[str, str, str]:
         """Node id, input and text of `NODE.INPUT=VALUE`. Raises WorkflowInvalid."""
-        # The first "=" with a known target in front of it is the one meant: titles may contain "=" too.
-        first: WorkflowInvalid | None = None
-        for target, text in _splits(assignment, "="):
-            try:
-                return (*self._resolve(target), text)
-            except WorkflowInvalid as error:
-                first = first or error
-        raise first or WorkflowInvalid(f"{assignment!r} must be NODE.INPUT=VALUE, for example 6.text=a cat")
-
-    def _resolve(self, target: str) -> tuple[str, str]:
-        splits = list(_splits(target, "."))
-        if not splits:
-            raise WorkflowInvalid(f"{target!r} must be written NODE.INPUT, for example 6.text")
-        found: list[tuple[str, str]] = []
-        for named in (self._by_id, self._by_title, self._by_class):
-            nodes = [(node_id, name) for reference, name in splits for node_id in named(reference)]
-            hits = [(node_id, name) for node_id, name in nodes if name in self.nodes[node_id]["inputs"]]
-            if len(hits) == 1:
-                return hits[0]
-            if hits:
-                raise WorkflowInvalid(f"{target!r} fits more than one node; use an id: {self._listed(hits)}")
-            found += nodes
-        raise WorkflowInvalid(self._unknown(splits, found))
-
-    def _by_id(self, reference: str) -> list[str]:
-        return [reference] if reference in self.nodes else []
-
-    def _by_title(self, reference: str) -> list[str]:
-        quoted = len(reference) > 1 and reference[0] == reference[-1] == '"'
-        wanted = {reference, reference[1:-1]} if quoted else {reference}
-        return [node_id for node_id, node in self.nodes.items() if _own_title(node) in wanted]
-
-    def _by_class(self, reference: str) -> list[str]:
-        return [node_id for node_id, node in self.nodes.items() if node["class_type"] == reference]
-
-    def _listed(self, hits: Iterable[tuple[str, str]]) -> str:
-        return _some([f"{node_id}.{name} ({self.title(node_id)})" for node_id, name in hits])
-
-    def _unknown(self, splits: list[tuple[str, str]], found: list[tuple[str, str]]) -> str:
-        if found:
-            node_id, name = found[0]
-            inputs = _some(_near(name, self.nodes[node_id]["inputs"])) or "none"
-            return f"node {self.label(node_id)} has no input {name!r}; its inputs are: {inputs}"
-        reference = splits[-1][0]
-        names = {key: (key, _title(node), node["class_type"]) for key, node in self.nodes.items()}
-        near = _near(reference, chain.from_iterable(names.values()))
-        rank = {name: place for place, name in enumerate(near)}
-        ids = sorted(names, key=lambda node_id: min(rank[name] for name in names[node_id]))
-        return f"there is no node {reference!r}; there are: {_some([self.label(node_id) for node_id in ids])}"
+        return assigned(self.nodes, assignment)
 
 
 def random_seed() -> int:
     """A seed below 2**32: repeats are rare, and nodes that hold no more than 32 bits take it too."""
     return secrets.randbelow(2**32)
-
-
-def is_link(value: Any) -> bool:
-    """Whether an input is a connection: `["node id", slot]` (comfy_execution/graph_utils.py, 0.27.0)."""
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and isinstance(value[0], str)
-        and isinstance(value[1], int)
-        and not isinstance(value[1], bool)
-    )
 
 
 def _checked(data: Any) -> dict[str, Any]:
@@ -337,7 +258,7 @@ def _checked_node(node_id: str, node: Any) -> dict[str, Any]:
     class_type = node.get("class_type")
     if not isinstance(class_type, str) or not class_type:
         raise WorkflowInvalid(f"node '{node_id}' has no class_type, which says what it does: {EXPORT}")
-    label = f'"{_title(node)}" ({node_id})'
+    label = f'"{title_of(node)}" ({node_id})'
     if not isinstance(node.get("inputs"), Mapping):
         raise WorkflowInvalid(f"node {label} has no inputs object; a node without inputs needs an empty one")
     checked: dict[str, Any] = {}
@@ -353,11 +274,11 @@ def _check_link(graph: Mapping[str, Any], node_id: str, name: str) -> None:
     if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
         return
     source, slot = value
-    place = f"input '{name}' of node \"{_title(graph[node_id])}\" ({node_id})"
+    place = f"input '{name}' of node \"{title_of(graph[node_id])}\" ({node_id})"
     if source not in graph and is_link(value):
         raise WorkflowInvalid(f"{place} is linked to node '{source}', which the workflow does not have")
     if source in graph and (type(slot) is not int or slot < 0):
-        other = f'"{_title(graph[source])}" ({source})'
+        other = f'"{title_of(graph[source])}" ({source})'
         raise WorkflowInvalid(f"{place} is linked to slot {slot!r} of node {other}: slots are 0, 1, 2, ...")
 
 
@@ -426,16 +347,6 @@ def _kind(value: Any) -> str:
     return next(names, f"a Python {type(value).__name__}")
 
 
-def _title(node: Mapping[str, Any]) -> str:
-    return _own_title(node) or str(node["class_type"])
-
-
-def _own_title(node: Mapping[str, Any]) -> str | None:
-    meta = node.get("_meta")
-    title = meta.get("title") if isinstance(meta, Mapping) else None
-    return title if isinstance(title, str) and title.strip() else None
-
-
 def _fitted(current: Any, value: Any, place: str) -> Any:
     """`value` as the successor of `current`; a whole number stays an int where there was one."""
     new = _copied(value, place)
@@ -477,95 +388,3 @@ def _json_or_text(text: str, otherwise: str) -> Any:
 def _brief(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _splits(text: str, mark: str) -> Iterator[tuple[str, str]]:
-    for index, letter in enumerate(text):
-        if letter == mark and index:
-            yield text[:index], text[index + 1 :]
-
-
-def _near(wanted: str, known: Iterable[str]) -> list[str]:
-    """All of `known` once each, the likeliest misspellings first."""
-    names = list(dict.fromkeys(known))
-    lower = {name: name.lower() for name in names}
-    return sorted(names, key=lambda name: -difflib.SequenceMatcher(None, wanted.lower(), lower[name]).ratio())
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _seed_places(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for node_id, node in graph.items():
-        for name in SEED_NAMES:
-            value = node["inputs"].get(name)
-            if is_link(value):
-                yield from _upstream(graph, value[0], _seed_here, set())
-            elif _is_number(value):
-                yield node_id, name
-
-
-def _seed_here(node_id: str, inputs: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
-    """The number that a linked seed is written as, else the nodes it may come from."""
-    for name in _SEED_SOURCES:
-        if _is_number(inputs.get(name)):
-            return [(node_id, name)], []
-    return [], [value[0] for value in inputs.values() if is_link(value)]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _positive_texts(graph: Mapping[str, Any]) -> Iterator[str]:
-    seen: set[str] = set()
-    for start in _positive_starts(graph):
-        yield from _upstream(graph, start, _texts_here, seen)
-
-
-def _positive_starts(graph: Mapping[str, Any]) -> list[str]:
-    """In front of every `positive` input, else of the guiders (Flux), else the nodes with a `prompt`."""
-    links = [
-        (node["class_type"], name, value[0])
-        for node in graph.values()
-        for name, value in node["inputs"].items()
-        if is_link(value)
-    ]
-    return (
-        [source for _, name, source in links if name == "positive"]
-        or [
-            source for kind, name, source in links if "Guider" in kind and _CONDITIONING_INPUT.fullmatch(name)
-        ]
-        or [node_id for node_id, node in graph.items() if any(map(_PROMPT_INPUT.fullmatch, node["inputs"]))]
-    )
-
-
-def _texts_here(_: str, inputs: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The texts that a node holds, and the nodes in front of it that may hold more of the positive prompt."""
-    named = {name: value for name, value in inputs.items() if _TEXT_INPUT.fullmatch(name)}
-    texts = [value for value in named.values() if isinstance(value, str)]
-    links = {name: value[0] for name, value in inputs.items() if is_link(value) and "neg" not in name}
-    likely = [
-        source for name, source in links.items() if name in named or _CONDITIONING_INPUT.fullmatch(name)
-    ]
-    return texts, likely if likely or texts else list(links.values())
-
-
-def _upstream(
-    graph: Mapping[str, Any],
-    start: str,
-    look: Callable[[str, Mapping[str, Any]], tuple[list[_T], list[str]]],
-    seen: set[str],
-) -> Iterator[_T]:
-    """Walk from node to node against the links, depth first; `look` says what is found and where to go on."""
-    waiting = [start]
-    while waiting:
-        node_id = waiting.pop()
-        if node_id in seen:
-            continue
-        seen.add(node_id)
-        found, further = look(node_id, graph[node_id]["inputs"])
-        yield from found
-        waiting.extend(reversed(further))

@@ -17,7 +17,8 @@ from .. import presets, report
 from ..console import Call, attended, tell
 from ..errors import UsageError, WorkflowInvalid
 from ..sources import Form, Source
-from ..workflow import Workflow, is_link, random_seed
+from ..upstream import is_link
+from ..workflow import Workflow, random_seed
 from .app import Asking, connected, found
 
 if TYPE_CHECKING:
