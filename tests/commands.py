@@ -63,6 +63,8 @@ class Cli:
         for name in ("COMFYFLOW_SHARED", "COMFYFLOW_KEEP_CONTENT"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("COMFYFLOW_STATE", str(folder / "state"))
+        monkeypatch.setenv("COMFYFLOW_CACHE", str(folder / "cache"))
+        monkeypatch.setenv("COMFYFLOW_CONFIG", str(folder / "config"))
         monkeypatch.setenv("PYTHONPATH", str(Path(comfyflow.__file__).parent.parent))  # for `process`
         monkeypatch.chdir(folder)
         self.record_in("none")

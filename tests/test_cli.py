@@ -39,9 +39,9 @@ async def test_cancel_ends_a_running_job(cli: Cli, server: Sim) -> None:
 
 
 async def test_validate_tells_what_it_found(cli: Cli) -> None:
-    ended = await cli("validate", cli.file(picture()))
+    ended = await cli("validate", cli.file(picture()), "--offline")
     assert (ended.code, ended.lines) == (0, [f"{cli.folder}/workflow.json: a workflow of 2 nodes"])
-    document = (await cli("validate", EXAMPLE, "--json")).document
+    document = (await cli("validate", EXAMPLE, "--json", "--offline")).document
     assert (document["valid"], document["nodes"]) == (True, 7)
     assert document["prompt_text"].startswith("a red fox")
     bad = await cli("validate", cli.file("{}"), "--json")

@@ -142,7 +142,7 @@ async def test_headers_and_credentials_are_sent(cli: Cli, monkeypatch: pytest.Mo
         ("{oops", 3, "not JSON"),
         ("[]", 3, "a list"),
         ("{}", 3, "empty"),
-        ('{"nodes": [], "links": []}', 3, "Export (API)"),
+        ('{"nodes": [], "links": []}', 3, "no nodes"),
         ('{"1": {"inputs": {}}}', 3, "class_type"),
         ('{"1": {"class_type": "A", "inputs": {"x": ["9", 0]}}}', 3, "node '9'"),
     ],
@@ -228,11 +228,23 @@ async def test_a_server_that_is_not_there_is_told(cli: Cli) -> None:
 
 
 async def test_a_refusal_names_nodes_by_their_titles(cli: Cli, server: Sim) -> None:
-    ended = await cli("run", cli.file(picture(width=0)), "--wait")
+    ended = await cli("run", cli.file(picture(width=0)), "--wait", "--no-check")
     assert ended.code == 3
     assert any('Node "Canvas" (1): width: Value 0 smaller' in line for line in ended.err.splitlines())
-    document = (await cli("run", cli.file(picture(width=0)), "--json")).document
+    document = (await cli("run", cli.file(picture(width=0)), "--json", "--no-check")).document
     assert document["error"]["node_messages"][0].startswith('Node "Canvas" (1): width')
+    assert server.executed.total() == 0
+
+
+async def test_a_fault_is_found_before_anything_is_sent(cli: Cli, server: Sim) -> None:
+    ended = await cli("run", cli.file(picture(width=0)), "--wait")
+    assert (ended.code, ended.out) == (3, "")
+    sentence, fault = ended.err.splitlines()
+    assert "would refuse this: 1 fault" in sentence
+    assert '"Canvas" (1): width is 0' in fault
+    document = (await cli("run", cli.file(picture(width=0)), "--json")).document
+    (told,) = document["error"]["faults"]
+    assert (told["kind"], told["node_id"], told["input"]) == ("value_smaller_than_min", "1", "width")
     assert server.executed.total() == 0
 
 
@@ -240,7 +252,9 @@ async def test_a_workflow_of_which_only_a_part_would_run_needs_consent(cli: Cli,
     file = cli.file(with_node("3", "SaveImage", filename_prefix="x"))
     refused = await cli("run", file, "--wait", "--quiet")
     assert refused.code == 3
-    assert 'Node "SaveImage" (3): images' in refused.err
+    assert '"SaveImage" (3): the required input' in refused.err
+    refused = await cli("run", file, "--wait", "--quiet", "--no-check")
+    assert (refused.code, 'Node "SaveImage" (3): images' in refused.err) == (3, True)
     accepted = await cli("run", file, "--wait", "--quiet", "--allow-partial")
     assert (accepted.code, len(accepted.lines)) == (0, 1)
 

@@ -322,7 +322,9 @@ function graphFrom(data) {
   }
   const inner = partOf(data, 'prompt');
   const graph = isObject(inner) && !hasKey(inner, 'class_type') ? inner : data;
-  if (Array.isArray(partOf(graph, 'nodes'))) {
+  const saved = partOf(graph, 'nodes');
+  if (Array.isArray(saved) && !saved.length) throw badGraph('this is an empty workflow: it has no nodes');
+  if (Array.isArray(saved)) {
     throw badGraph(`this is in UI format, which cannot be queued: ${HOW_TO_EXPORT}`);
   }
   if (!keysOf(graph).length) throw badGraph('this is an empty workflow: it has no nodes');

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .archive import Archive, AssetFilter, RunFilter
+    from .checking import Checker
     from .client import ComfyClient
     from .embedded import Embedded
     from .errors import (
         BadAnswer,
         ComfyflowError,
         DownloadError,
+        InputUnavailable,
         JobCancelled,
         JobError,
         JobFailed,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
         StoreError,
         StoreUnavailable,
         UsageError,
+        WorkflowFaulty,
         WorkflowInvalid,
         WorkflowRejected,
     )
@@ -69,12 +72,14 @@ __all__ = [
     "Archive",
     "AssetFilter",
     "BadAnswer",
+    "Checker",
     "ComfyClient",
     "ComfyflowError",
     "DownloadError",
     "Embedded",
     "Health",
     "Holding",
+    "InputUnavailable",
     "Job",
     "JobCancelled",
     "JobError",
@@ -119,6 +124,7 @@ __all__ = [
     "UsageError",
     "Worker",
     "Workflow",
+    "WorkflowFaulty",
     "WorkflowInvalid",
     "WorkflowRejected",
     "__version__",
@@ -129,6 +135,7 @@ _HOME = {
     "Archive": "archive",
     "AssetFilter": "archive",
     "BadAnswer": "errors",
+    "Checker": "checking",
     "ComfyClient": "client",
     "ComfyflowError": "errors",
     "DownloadError": "errors",
@@ -148,6 +155,7 @@ _HOME = {
     "JobTimeout": "errors",
     "JobView": "models",
     "Journal": "journal",
+    "InputUnavailable": "errors",
     "KeyConflict": "errors",
     "MediaKind": "models",
     "MemoryStore": "store",
@@ -179,6 +187,7 @@ _HOME = {
     "UsageError": "errors",
     "Worker": "store",
     "Workflow": "workflow",
+    "WorkflowFaulty": "errors",
     "WorkflowInvalid": "errors",
     "WorkflowRejected": "errors",
 }

@@ -2,6 +2,7 @@
 
 ComfyflowError
 ├─ WorkflowInvalid            .path .reason                 a fault seen without a server
+│  └─ WorkflowFaulty          .faults                     a server would refuse it: all that is wrong
 ├─ ServerError                .method .url
 │  ├─ ServerUnreachable       refused, timed out, reset
 │  │  └─ NoServer             .any_up                     nobody in the pool that could run it
@@ -20,6 +21,7 @@ ComfyflowError
 │  └─ StoreUnavailable       it cannot be reached now; later it may
 │     └─ PostgresMissing     there is none on this machine
 └─ UsageError                a flag, a variable or a file name that cannot be used
+   ├─ InputUnavailable       a file from the web that cannot be had
    └─ KeyConflict            an idempotency key that belongs to another workflow
 
 The text of an error is one sentence that says what happened and what to do. Errors carry data, nobody has to

@@ -10,6 +10,7 @@ import ipaddress
 import mimetypes
 import os
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -76,19 +77,28 @@ async def _followed(
 
 
 async def _saved(answer: aiohttp.ClientResponse, path: Path, limit: int) -> Path:
-    size, whole = 0, False
     try:
         with path.open("wb") as file:
-            async for part in answer.content.iter_chunked(CHUNK):
-                size += len(part)
-                if size > limit or (answer.content_length or 0) > limit:
-                    raise InputUnavailable(f"{_shown(str(answer.url))} is larger than {limit:,} bytes")
+            async for part in _limited(answer, limit):
                 file.write(part)
-        whole = True
-    finally:
-        if not whole:
-            os.unlink(path)
+    except BaseException:
+        os.unlink(path)
+        raise
     return path
+
+
+async def _limited(answer: aiohttp.ClientResponse, limit: int) -> AsyncIterator[bytes]:
+    """The body, unless it is too large: what it announces counts, and what really comes."""
+    size = answer.content_length or 0
+    if size <= limit:
+        size = 0
+        async for part in answer.content.iter_chunked(CHUNK):
+            size += len(part)
+            if size > limit:
+                break
+            yield part
+    if size > limit:
+        raise InputUnavailable(f"{_shown(str(answer.url))} is larger than {limit:,} bytes")
 
 
 def _name(url: URL, content_type: str) -> str:

@@ -131,6 +131,29 @@ AmbiguousOption = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trying:
+    """How many rows at a time, and what becomes of failed ones."""
+
+    concurrency: ConcurrencyOption = None
+    fail_fast: FailFastOption = False
+    max_failures: MaxFailuresOption = None
+    retry: RetryOption = 2
+    retry_failed: RetryFailedOption = False
+
+    def policy(self, settings: Settings) -> Policy:
+        """The same for `Batch`."""
+        from ..many import Policy
+
+        return Policy(
+            concurrency=self.concurrency or PER_SERVER * len(settings.servers),
+            retries=self.retry,
+            retry_failed=self.retry_failed,
+            max_failures=1 if self.fail_fast else self.max_failures,
+            timeout=settings.timeouts.total,
+        )
+
+
 @command(app)
 def batch(
     rows: RowsArgument = None,
@@ -138,19 +161,15 @@ def batch(
     workflow: WorkflowOption = None,
     matrix: MatrixOption = None,
     name: NameOption = None,
-    concurrency: ConcurrencyOption = None,
     limit: LimitOption = None,
     order: OrderOption = Order.GIVEN,
-    fail_fast: FailFastOption = False,
-    max_failures: MaxFailuresOption = None,
-    retry: RetryOption = 2,
-    retry_failed: RetryFailedOption = False,
     output: OutputOption = None,
     shared: SharedOption = None,
     keep_content: KeepOption = False,
     ambiguous: AmbiguousOption = Ambiguous.WAIT,
     assignments: SetOption = None,
     checking: Checking,
+    trying: Trying,
     pooling: Pooling,
     options: Following,
 ) -> None:
@@ -160,33 +179,28 @@ def batch(
     end; with --json a line for each row, and one with the summary. The exit code is that of the worst
     failure. Ctrl-C leaves sent jobs on the server: the next run finds them.
     """
-    from ..many import Policy
-
     call = options.call(quiet=options.quiet)
     call.in_lines = True
     with call.guarded():
         settings = options.settings(output=output, shared=shared, keep_content=keep_content)
         info = classes_of(checking.object_info)
-
-        def load(file: str) -> Workflow:
-            return patched(made_now(call, found(file), info, options), assignments or ())[0]
-
+        load = partial(_base_of, call, info, options, assignments or ())
         source = _Source.of(rows, matrix or (), workflow, load, order=order, limit=limit)
         source = source.with_classes(info, options)
         given = source.open()
-        policy = Policy(
-            concurrency=concurrency or PER_SERVER * len(settings.servers),
-            retries=retry,
-            retry_failed=retry_failed,
-            max_failures=1 if fail_fast else max_failures,
-            timeout=settings.timeouts.total,
-        )
+        policy = trying.policy(settings)
         check_folder(settings.output)
         checker = partial(checking.checker, info=info)
         road = _Road(
             call, settings, options, policy, source, name or source.name, ambiguous, pooling, checker
         )
         attended(road.run(given))
+
+
+def _base_of(
+    call: Call, info: NodeInfo | None, options: Following, assignments: Sequence[str], file: str
+) -> Workflow:
+    return patched(made_now(call, found(file), info, options), assignments)[0]
 
 
 # rows

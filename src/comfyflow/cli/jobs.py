@@ -205,12 +205,15 @@ class _Road:
         async with recorded(self.call, self.options) as record:
             websocket = not self.options.no_websocket
             async with self._open(record.store, prepared, websocket=websocket) as runner:
-                try:
-                    async with prepared.ready(runner.client) as workflow:
-                        done = await self._run(runner, workflow)
-                except asyncio.CancelledError:
-                    raise Interrupted(await self._last_words(runner)) from None
+                done, workflow = await self._followed(runner, prepared)
         answer(self.call, record, self._document(done, workflow), _lines(done, workflow))
+
+    async def _followed(self, runner: Runner, prepared: Prepared) -> tuple[RunResult, Workflow]:
+        try:
+            async with prepared.ready(runner.client) as workflow:
+                return await self._run(runner, workflow), workflow
+        except asyncio.CancelledError:
+            raise Interrupted(await self._last_words(runner)) from None
 
     @asynccontextmanager
     async def _open(self, store: Store, prepared: Prepared, *, websocket: bool) -> AsyncIterator[Runner]:
