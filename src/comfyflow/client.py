@@ -49,6 +49,7 @@ from .models import (
     Timeouts,
     UploadedFile,
 )
+from .parts import fresh_nodes
 from .shield import to_the_end
 from .submit import BeforeSend, key_id, send_once
 from .tracker import ABSENCES, Tracker
@@ -186,6 +187,7 @@ class ComfyClient:
         number: float | None = None,
         extra_data: Mapping[str, Any] | None = None,
         allow_partial: bool = False,
+        fresh: bool = False,
     ) -> str:
         """Queue a workflow (API format) and return its prompt id.
 
@@ -196,7 +198,8 @@ class ComfyClient:
         The id is ours (`prompt_id`, a lowercase UUID, or a new one), except on servers before 0.3.45, which
         make their own. `number` is the priority, lowest first; `front` goes before everything. `extra_data`
         comes back in the history. A server may accept a workflow of which it will run only a part; that is an
-        error unless `allow_partial`, and the job is taken back.
+        error unless `allow_partial`, and the job is taken back. With `fresh` the nodes at the ends of the
+        graph, which give the files, are not taken from the server's cache.
 
         Raises WorkflowInvalid, WorkflowRejected, KeyConflict, ServerUnreachable, BadAnswer, and NotSupported
         for a key on such an old server. A request without an answer is never repeated blindly. Cancelling
@@ -209,7 +212,8 @@ class ComfyClient:
             prompt_id = key_id(idempotency_key)
             extra_data = {protocol.EXTRA: {"digest": graph.digest}, **(extra_data or {})}
         job = prompt_id or str(uuid4())
-        body: dict[str, Any] = {"prompt": graph.nodes, "prompt_id": job, "client_id": self.client_id}
+        nodes = fresh_nodes(graph.nodes, job) if fresh else graph.nodes
+        body: dict[str, Any] = {"prompt": nodes, "prompt_id": job, "client_id": self.client_id}
         body |= {"front": True} if front else {}
         body |= {} if number is None else {"number": number}
         body |= {} if extra_data is None else {"extra_data": dict(extra_data)}

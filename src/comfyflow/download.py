@@ -18,7 +18,14 @@ from typing import Protocol, TypeVar
 
 import anyio
 
-from .errors import BadAnswer, DownloadError, OutputUnavailable, ServerError, ServerUnreachable
+from .errors import (
+    BadAnswer,
+    DownloadError,
+    OutputUnavailable,
+    ReusedOutputGone,
+    ServerError,
+    ServerUnreachable,
+)
 from .media import Damaged
 from .models import OutputFile, SavedFile
 from .part import BLOCK_SIZE, Blocks, Part
@@ -323,8 +330,13 @@ class _Download:
     def _given_up(self, cause: Exception) -> DownloadError:
         if not isinstance(cause, _Missing):
             return self._part.error(str(cause))
+        output, folder = self._part.output, self._part.folder
+        if output.reused:
+            reason = "an earlier job made this file, ComfyUI's cache still names it, and it is gone"
+            reason = f"{reason}: run the workflow again with --on-cached force"
+            return ReusedOutputGone(reason, output=output, destination=folder)
         reason = "the server no longer has this file: run the workflow again"
-        return OutputUnavailable(reason, output=self._part.output, destination=self._part.folder)
+        return OutputUnavailable(reason, output=output, destination=folder)
 
     async def _attempt(self) -> SavedFile:
         if self._part.size and self._etag is None:

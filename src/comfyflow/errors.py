@@ -16,7 +16,9 @@ ComfyflowError
 │  ├─ JobLost
 │  └─ JobTimeout              also a TimeoutError
 ├─ DownloadError              .output .reason .saved
+│  ├─ OutputReused            an earlier job's file, and a new one was asked for
 │  └─ OutputUnavailable       listed by the server, but gone
+│     └─ ReusedOutputGone    an earlier job's file, which ComfyUI's cache still names
 ├─ StoreError                                        the database refuses, or the record is wrong
 │  └─ StoreUnavailable       it cannot be reached now; later it may
 │     └─ PostgresMissing     there is none on this machine
@@ -210,6 +212,14 @@ class DownloadError(ComfyflowError):
 class OutputUnavailable(DownloadError):
     """The server lists the file but no longer has it (its folder was cleaned, or a cached result is
     stale)."""
+
+
+class OutputReused(DownloadError):
+    """ComfyUI took the file from its cache of an earlier job, and a new one was asked for."""
+
+
+class ReusedOutputGone(OutputUnavailable):
+    """ComfyUI's cache names a file of an earlier job that is gone from its disk."""
 
 
 class StoreError(ComfyflowError):

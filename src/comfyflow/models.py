@@ -58,6 +58,14 @@ class OnLost(StrEnum):
     RESUBMIT = "resubmit"  # send it again under a new prompt id
 
 
+class OnCached(StrEnum):
+    """What to do about files that ComfyUI did not make anew, but took from its cache of an earlier job."""
+
+    ACCEPT = "accept"
+    FORCE = "force"  # have the nodes that give files run again
+    ERROR = "error"
+
+
 class MediaKind(StrEnum):
     """What a person would call a file."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,19 @@ def are_here(files: Iterable[SavedFile]) -> bool:
         return all(file.path.stat().st_size == file.size for file in files)
     except OSError:
         return False
+
+
+def are_whole(files: Iterable[SavedFile]) -> bool:
+    """Whether all of them are where they were saved, byte for byte (SHA-256). Reads them."""
+    try:
+        return all(_digest(file.path) == file.sha256 for file in files)
+    except OSError:
+        return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def root_of(output_dir: Path, shared: Path | str | None) -> Path:

@@ -33,6 +33,7 @@ from .statements import (
     RENAME,
     RENEW,
     RETIRE,
+    SUCCEEDED,
     SUCCESSOR,
     TURN,
     UNFINISHED,
@@ -474,6 +475,13 @@ class PostgresStore(Store):
         """See Store. What waits in the journal for this database is written first. Raises StoreError."""
         await self.settle()
         return await self._asked(GET, prompt_id)
+
+    async def succeeded(self, digest: str, limit: int = 5) -> list[JobRecord]:
+        """See Store. Raises StoreError."""
+        await self.settle()
+        rows = await self.connections.fetch(SUCCEEDED, digest, limit)
+        found = [await self._asked(GET, row["prompt_id"]) for row in rows]
+        return [record for record in found if record is not None]
 
     async def _asked(self, question: str, prompt_id: str) -> JobRecord | None:
         rows = await self.connections.fetch(question, cleaned(prompt_id))

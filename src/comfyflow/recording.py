@@ -106,6 +106,10 @@ class Forgiving(Store):
         """See Store."""
         return await self.inner.successor(prompt_id)
 
+    async def succeeded(self, digest: str, limit: int = 5) -> list[JobRecord]:
+        """See Store."""
+        return await self.inner.succeeded(digest, limit)
+
     async def latest(self, prompt_id: str) -> JobRecord | None:
         """See Store."""
         return await self.inner.latest(prompt_id)

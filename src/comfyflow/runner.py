@@ -33,6 +33,7 @@ from .errors import (
     JobError,
     JobLost,
     JobTimeout,
+    OutputReused,
     OutputUnavailable,
     ServerError,
     ServerUnreachable,
@@ -41,8 +42,8 @@ from .errors import (
     error_of,
 )
 from .lease import Lease
-from .models import JobFailure, JobResult, JobState, JobView, OnLost, SavedFile
-from .outcome import RunResult, are_here, named, root_of, seconds_left
+from .models import JobFailure, JobResult, JobState, JobView, OnCached, OnLost, SavedFile
+from .outcome import RunResult, are_here, are_whole, named, root_of, seconds_left
 from .pool import ServerPool
 from .sending import ASK_EVERY, Sender, written
 from .several import end, ended, worked
@@ -70,7 +71,9 @@ class Runner:
     while it lives. With `in_place` files go to the folder that their job was recorded with, where it is
     there. `on_job` is told of each job before it is sent, and again when the server has taken it: its id may
     be another one then. `check` is asked before a job is sent for the first time, and raises WorkflowInvalid
-    for what is not to be sent: `comfyflow.Checker(client)` asks whether a server would take it.
+    for what is not to be sent: `comfyflow.Checker(client)` asks whether a server would take it. `on_cached`
+    is about files that ComfyUI takes from its cache of an earlier job: accept them, "force" new ones, or take
+    them for an "error" (OutputReused; the job is recorded as failed).
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Runner:
         in_place: bool = False,
         on_job: Callable[[Job], None] | None = None,
         check: Callable[[Workflow], Awaitable[None]] | None = None,
+        on_cached: OnCached | str = OnCached.ACCEPT,
     ) -> None:
         self.client, self.store, self.output_dir = client, store, Path(output_dir)
         self._shared, self._in_place = shared, in_place
@@ -106,7 +110,9 @@ class Runner:
             on_job=on_job or (lambda job: None),
             allow_partial=allow_partial,
             check=check,
+            fresh=OnCached(on_cached) is OnCached.FORCE,
         )
+        self._refuse_reused = OnCached(on_cached) is OnCached.ERROR
         self._keep_content = keep_content
         self._mounted = None if comfyui_output is None else Path(comfyui_output)
         self._limiters = defaultdict[str, anyio.CapacityLimiter](lambda: anyio.CapacityLimiter(downloads))
@@ -457,6 +463,7 @@ class Runner:
             await self.store.write(Advanced(job.prompt_id, JobState.FINISHING), begun, lazily=True)
         folder = await self._folder_of(job)
         try:
+            self._check_new(result, folder)
             there = await self.client.of(job.prompt_id, job.server)
             with self.client.while_there(job.server):
                 files = await download.save_all(
@@ -469,13 +476,31 @@ class Runner:
         except DownloadError as error:
             self._made.discard(folder)
             await self.store.log(JobEvent(job.prompt_id, "download_failed", {"reason": str(error)}))
-            if isinstance(error, OutputUnavailable):  # nobody will ever have it again
+            if isinstance(error, OutputUnavailable | OutputReused):  # nobody will ever have it
                 failure = JobFailure(str(error), error.output.node_id, exception_type=type(error).__name__)
                 failed = replace(result, state=JobState.FAILED, failure=failure)
                 await self._record(job, failed, error.saved)
             raise
         await self._record(job, result, tuple(files))
         return tuple(files)
+
+    def _check_new(self, result: JobResult, folder: Path) -> None:
+        for output in result.outputs if self._refuse_reused else ():
+            if output.reused:
+                reason = "ComfyUI took it from its cache of an earlier job: run it with --on-cached force"
+                raise OutputReused(reason, output=output, destination=folder)
+
+    async def earlier(self, workflow: Workflow | Mapping[str, Any]) -> RunResult | None:
+        """What an earlier run of the same workflow (its digest) made, when all files of it are still there,
+        byte for byte; None otherwise. No server is asked, nothing is recorded. Raises StoreError."""
+        started = time.monotonic()
+        for record in await self.store.succeeded(Workflow.load(workflow).digest):
+            result, files = record.result, record.files
+            if result is None or not files or len(files) != len(result.outputs):
+                continue
+            if await to_thread.run_sync(are_whole, files):
+                return RunResult(record.job, result, files, time.monotonic() - started, again=True)
+        return None
 
     async def _folder_of(self, job: Job) -> Path:
         """Where its files go; made, and rid of what killed programs left, before the first one comes. Where

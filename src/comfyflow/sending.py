@@ -22,6 +22,7 @@ from .errors import (
     KeyConflict,
     NoServer,
     OutputUnavailable,
+    ReusedOutputGone,
     ServerUnreachable,
     StoreError,
     UsageError,
@@ -73,10 +74,11 @@ class Sender:
         on_job: Callable[[Job], None],
         allow_partial: bool,
         check: Callable[[Workflow], Awaitable[None]] | None = None,
+        fresh: bool = False,
     ) -> None:
         self._client, self._store, self._lease = client, store, lease
         self._folder, self._on_job, self._allow_partial = str(folder.absolute()), on_job, allow_partial
-        self._check = check
+        self._check, self._fresh_files = check, fresh
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._one = client.addresses[0] if len(client.addresses) == 1 else ""
         self._fresh: dict[str, None] = {}
@@ -311,6 +313,8 @@ class Sender:
             prompt_id=None if key else job.prompt_id,
             idempotency_key=key,  # where the record is away the server is asked for it
             allow_partial=self._allow_partial,
+            # What takes the place of a lost job, or of files that are gone, must not be cached again.
+            fresh=self._fresh_files or job.replaces is not None,
             maybe_sent=maybe_sent,
             before_send=partial(self._check_held, job),
         )
@@ -350,9 +354,12 @@ class Sender:
             await written(job, self._store.write(*ending(job, failed)))
 
 
+_GONE = (OutputUnavailable.__name__, ReusedOutputGone.__name__)
+
+
 def _to_redo(record: JobRecord, redo: Collection[JobState]) -> bool:
     """Whether a job ended in a way that is not to stay so. What its server has lost of it, and be it the
     files, is lost."""
     failure = None if record.result is None else record.result.failure
-    gone = failure is not None and failure.exception_type == OutputUnavailable.__name__
+    gone = failure is not None and failure.exception_type in _GONE
     return record.state in redo or (gone and JobState.LOST in redo)

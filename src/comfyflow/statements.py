@@ -211,6 +211,12 @@ SUCCESSOR = (
 
 LATEST = f"{_CHAIN}{_RECORD}(SELECT c.prompt_id FROM chain AS c ORDER BY c.place DESC LIMIT 1)"
 
+# By the index on (digest, created_at).
+SUCCEEDED = """
+SELECT prompt_id FROM workflow_runs WHERE digest = $1 AND state = 'succeeded'
+ORDER BY created_at DESC LIMIT $2
+"""
+
 UNFINISHED = f"""
 SELECT {_JOB} FROM workflow_runs
 WHERE finished_at IS NULL AND (created_at, prompt_id) > ($1, $2)

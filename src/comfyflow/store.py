@@ -237,6 +237,10 @@ class Store(Protocol):
         StoreError."""
         return None
 
+    async def succeeded(self, digest: str, limit: int = 5) -> list[JobRecord]:
+        """Jobs with this workflow that ended in success, newest first, at most `limit`. Raises StoreError."""
+        return []
+
     async def latest(self, prompt_id: str) -> JobRecord | None:
         """The job that replaces this one, at the end of the chain, or where nothing does, this one; None when
         it is not known. Raises StoreError."""
@@ -347,6 +351,17 @@ class MemoryStore(Store):
             (prompt_id,) = following
             found = self._records[prompt_id]
         return found
+
+    async def succeeded(self, digest: str, limit: int = 5) -> list[JobRecord]:
+        """See Store."""
+        found = [
+            record
+            for record in reversed(self._records.values())
+            if record.state is JobState.SUCCEEDED
+            and record.job.workflow is not None
+            and record.job.workflow.digest == digest
+        ]
+        return found[:limit]
 
     async def unfinished(self) -> AsyncIterator[Job]:
         """See Store."""

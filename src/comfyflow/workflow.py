@@ -266,6 +266,7 @@ def _checked_node(node_id: str, node: Any) -> dict[str, Any]:
         # ComfyUI writes `is_changed: NaN` beside the inputs (execution.py, 0.3.64); no server reads it back.
         if key == "inputs" or _finite(part):
             checked[key] = _copied(part, f"{key} of node {label}")
+    checked["inputs"].pop(parts.FRESH, None)  # ours, from when it was sent
     return checked
 
 

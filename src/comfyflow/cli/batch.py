@@ -34,7 +34,6 @@ from .prepared import Checking, SetOption, classes_of, info_now, made_now, patch
 from .recorded import answer, check_folder, recorded
 
 if TYPE_CHECKING:
-    from ..checking import Checker
     from ..client import ComfyClient
     from ..many import Batch, Policy, RowResult
     from ..nodeinfo import NodeInfo
@@ -190,9 +189,8 @@ def batch(
         given = source.open()
         policy = trying.policy(settings)
         check_folder(settings.output)
-        checker = partial(checking.checker, info=info)
         road = _Road(
-            call, settings, options, policy, source, name or source.name, ambiguous, pooling, checker
+            call, settings, options, policy, source, name or source.name, ambiguous, pooling, checking, info
         )
         attended(road.run(given))
 
@@ -358,7 +356,8 @@ class _Road:
     name: str
     ambiguous: Ambiguous
     pooling: Pooling
-    checker: Callable[..., Checker | None]
+    checking: Checking
+    info: NodeInfo | None
 
     async def run(self, rows: Iterator[Row | ComfyflowError]) -> None:
         """Run the rows, tell of each as it ends, and of all at the end."""
@@ -395,7 +394,8 @@ class _Road:
             settings.output,
             shared=settings.shared,
             keep_content=settings.keep_content,
-            check=self.checker(opened),
+            check=self.checking.checker(opened, self.info),
+            on_cached=self.checking.on_cached,
         )
         return await stack.enter_async_context(runner)
 

@@ -81,6 +81,13 @@ KeyOption = Annotated[
         help="Run this once: when a job of this key is known, nothing is sent and that job is followed.",
     ),
 ]
+ReuseOption = Annotated[
+    bool,
+    typer.Option(
+        "--reuse",
+        help="With --wait: give the files of an earlier run of this workflow, if the record has them whole.",
+    ),
+]
 InterruptOption = Annotated[
     OnInterrupt, typer.Option("--on-interrupt", help="With --wait: what Ctrl-C does to the job.")
 ]
@@ -103,6 +110,7 @@ def run(
     keep_content: KeepOption = False,
     key: KeyOption = None,
     on_interrupt: InterruptOption = OnInterrupt.CANCEL,
+    reuse: ReuseOption = False,
     changing: Changing,
     checking: Checking,
     sending: Sending,
@@ -123,7 +131,8 @@ def run(
         prepared = Prepared.of(call, file, change, checking)
         _check_places(comfyui_output, key)
         ways = options, sending, pooling
-        road = _Road(call, settings, *ways, simulate, allow_partial, comfyui_output, key, on_interrupt)
+        places = simulate, allow_partial, comfyui_output
+        road = _Road(call, settings, *ways, *places, key, on_interrupt, reuse)
         if wait:
             check_folder(settings.output)
         attended(road.follow(prepared) if wait else road.submit(prepared))
@@ -187,6 +196,7 @@ class _Road:
     comfyui_output: Path | None
     key: str | None
     on_interrupt: OnInterrupt
+    reuse: bool
     noted: _Noted = field(default_factory=_Noted)
 
     async def submit(self, prepared: Prepared) -> None:
@@ -211,6 +221,10 @@ class _Road:
     async def _followed(self, runner: Runner, prepared: Prepared) -> tuple[RunResult, Workflow]:
         try:
             async with prepared.ready(runner.client) as workflow:
+                before = await runner.earlier(workflow) if self.reuse else None
+                if before is not None:
+                    self.call.known |= {"prompt_id": before.prompt_id, "again": True}
+                    return before, workflow
                 return await self._run(runner, workflow), workflow
         except asyncio.CancelledError:
             raise Interrupted(await self._last_words(runner)) from None
@@ -241,6 +255,7 @@ class _Road:
                 resubmits=sending.resubmit_lost or 1,
                 on_job=self.noted.note,
                 check=checker,
+                on_cached=prepared.checking.on_cached,
             )
             yield await stack.enter_async_context(runner)
 

@@ -16,6 +16,7 @@ import typer
 from .. import presets, report
 from ..console import Call, attended, tell
 from ..errors import UsageError, WorkflowInvalid
+from ..models import OnCached
 from ..sources import Form, Source
 from ..upstream import is_link
 from ..workflow import Workflow, random_seed
@@ -56,6 +57,13 @@ class Checking:
         bool, typer.Option("--no-check", help="Send without looking for faults beforehand.")
     ] = False
     object_info: ObjectInfoOption = None
+    on_cached: Annotated[
+        OnCached,
+        typer.Option(
+            help="When ComfyUI answers from its cache of an earlier job: accept its files, force new ones, "
+            "or take it for an error."
+        ),
+    ] = OnCached.ACCEPT
 
     def checker(
         self, client: ComfyClient | ServerPool, info: NodeInfo | None, *, allow_partial: bool = False
