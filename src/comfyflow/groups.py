@@ -65,7 +65,7 @@ class _Group:
         self._nodes = [node_from({**entry, "id": place}) for place, entry in enumerate(entries)]
         self._specs = [self._spec(node) for node in self._nodes]
         self._links = [link for link in links or () if self._inner(link)] if isinstance(links, list) else []
-        self._external = {(entry[0], entry[1]) for entry in _lists(definition.get("external"), 2)}
+        self._external = {(str(entry[0]), str(entry[1])) for entry in _lists(definition.get("external"), 2)}
         config = definition.get("config")
         self._config: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
         self._linked = {(link[2], link[3]) for link in self._links}
@@ -152,7 +152,7 @@ class _Group:
 
     def _passes(self, place: int) -> bool:
         """Whether an inner reroute only joins inner nodes."""
-        return (place, 0) in self._linked and (place, 0) not in self._external
+        return (place, 0) in self._linked and (str(place), "0") not in self._external
 
     def _widgets(self, place: int, node: Node, spec: NodeSpec | None) -> Iterator[InputSpec]:
         if spec is not None:
@@ -187,7 +187,7 @@ class _Group:
             if spec is None and (node.type != "Reroute" or self._passes(place)):
                 continue
             for output in range(len(spec.outputs) if spec else 1):
-                hidden = (place, output) in self._used and (place, output) not in self._external
+                hidden = (place, output) in self._used and (str(place), str(output)) not in self._external
                 if self._configured(place, "output", str(output)).get("visible", not hidden):
                     yield place, output
 

@@ -61,7 +61,7 @@ class InputSpec:
         """Whether a person types or picks its value on the node (it may be linked all the same)."""
         if self.options.get("forceInput"):
             return False
-        kinds = (self.type, self.options.get("widgetType"))
+        kinds = (self.type, str(self.options.get("widgetType")))
         return any(kind in WIDGET_TYPES or kind in PAGE_TYPES for kind in kinds)
 
     @property
@@ -91,9 +91,9 @@ class InputSpec:
 
     def chosen(self, key: Any) -> tuple[InputSpec, ...]:
         """The inputs that choosing `key` of a dynamic combo brings, named `<name>.<input>`."""
-        for option in self.options.get("options", ()) if self.type == DYNAMIC_COMBO else ():
-            if option.get("key") == key:
-                return tuple(_listed(option.get("inputs") or {}, f"{self.name}."))
+        for option in _list(self.options.get("options")) if self.type == DYNAMIC_COMBO else ():
+            if _is_part(option) and option.get("key") == key:
+                return tuple(_listed(option.get("inputs"), f"{self.name}."))
         return ()
 
 
@@ -114,11 +114,11 @@ class NodeSpec:
 
 def node_spec(class_type: str, info: Mapping[str, Any]) -> NodeSpec:
     """Read one class of `/object_info`; parts that are missing or malformed count as empty."""
-    outputs = tuple("COMBO" if isinstance(kind, list) else str(kind) for kind in info.get("output") or ())
+    outputs = info.get("output")
     return NodeSpec(
         class_type,
-        tuple(_with_page(class_type, _listed(info.get("input") or {}, "", info.get("input_order") or {}))),
-        outputs,
+        tuple(_with_page(class_type, _listed(info.get("input"), "", info.get("input_order")))),
+        tuple("COMBO" if isinstance(kind, list) else str(kind) for kind in _list(outputs)),
         bool(info.get("output_node")),
         str(info.get("display_name") or class_type),
     )
@@ -133,14 +133,12 @@ def _with_page(class_type: str, inputs: Iterable[InputSpec]) -> Iterator[InputSp
     yield from (spec for spec in listed if not spec.required)
 
 
-def _listed(
-    sections: Mapping[str, Any], prefix: str, order: Mapping[str, Any] | None = None
-) -> Iterator[InputSpec]:
+def _listed(sections: Any, prefix: str, order: Any = None) -> Iterator[InputSpec]:
     for section in ("required", "optional"):
-        entries = sections.get(section)
+        entries, wanted = _part(sections, section), _list(_part(order, section))
         if not isinstance(entries, Mapping):
             continue
-        first = [name for name in (order or {}).get(section) or () if name in entries]
+        first = [name for name in wanted if isinstance(name, str) and name in entries]
         for name in dict.fromkeys([*first, *entries]):
             yield _input(prefix + name, entries[name], section == "required")
 
@@ -152,7 +150,19 @@ def _input(name: str, entry: Any, required: bool) -> InputSpec:
     if isinstance(kind, list):
         return InputSpec(name, "COMBO", options, required, tuple(kind))
     if kind == DYNAMIC_COMBO:
-        keys = tuple(option.get("key") for option in options.get("options", ()))
+        keys = tuple(option.get("key") for option in _list(options.get("options")) if _is_part(option))
         return InputSpec(name, kind, options, required, keys)
-    choices = tuple(options.get("options") or ()) if kind == "COMBO" else None
+    choices = tuple(_list(options.get("options"))) if kind == "COMBO" else None
     return InputSpec(name, str(kind), options, required, choices)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _part(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, Mapping) else None

@@ -77,7 +77,11 @@ class Replacements:
 
     def applied(self, text: str) -> str:
         """The text with everything replaced that is known; what is not stays as it is."""
-        return _PLACEHOLDER.sub(lambda match: self._replaced(match[1]) or match[0], text)
+        return _PLACEHOLDER.sub(self._replacement, text)
+
+    def _replacement(self, match: re.Match[str]) -> str:
+        found = self._replaced(match[1])
+        return match[0] if found is None else found
 
     def _replaced(self, text: str) -> str | None:
         name, dot, widget = text.partition(".")

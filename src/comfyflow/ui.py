@@ -75,7 +75,8 @@ class Node:
     @property
     def label(self) -> str:
         """Title and id, for messages: `"Load Checkpoint" (4)`."""
-        return f'"{self.title or self.type}" ({self.id})'
+        title = " ".join((self.title or self.type).split())
+        return f'"{title}" ({self.id})'
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,8 @@ def _renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
 
 def _graph(data: Mapping[str, Any]) -> Graph:
     nodes: dict[str, Node] = {}
+    if not is_ui(data):
+        raise WorkflowInvalid("this is no graph in UI format: it has no list of nodes")
     for entry in data["nodes"]:
         node = node_from(entry)
         if node.id in nodes:
@@ -206,7 +209,7 @@ def _slots(entries: Any) -> Iterator[Slot]:
         yield Slot(
             str(entry.get("name", "")),
             "COMBO" if isinstance(kind, list) else str(kind if kind is not None else "*"),
-            entry.get("link"),
+            entry["link"] if isinstance(entry.get("link"), int | str) else None,
             str(widget.get("name")) if isinstance(widget, Mapping) else None,
             label if isinstance(label := entry.get("label"), str) else None,
         )
