@@ -15,7 +15,7 @@ from .chains import cycles, lengths, reached, users
 from .choices import Finding, Judge, of_other_makers
 from .faults import Fault, FaultKind, Rule, Undecided, Verdict, hint, kept, title_of, told
 from .served import Entry, ServedClass, fits
-from .workflow import is_link
+from .upstream import is_link
 
 # The server walks upstream by recursion, and Python ends that at 1000 calls: a chain of 983 nodes passed,
 # one of 984 did not (0.27.0; 984 and 985 in 0.3.64). Other start scripts take some calls too.
