@@ -8,41 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from graphs import classic as _classic
+from graphs import node as _node
 from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyflow.errors import WorkflowInvalid
 from comfyflow.sources import find
-from comfyflow.upstream import is_link
 from comfyflow.workflow import MAX_SEED, Workflow, random_seed
 
 BIG = 18446744073709551615123
-
-
-def _node(class_type: str, title: str | None = None, **inputs: Any) -> dict[str, Any]:
-    meta = {} if title is None else {"_meta": {"title": title}}
-    return {"class_type": class_type, "inputs": inputs, **meta}
-
-
-def _classic() -> dict[str, Any]:
-    return {
-        "3": _node(
-            "KSampler",
-            seed=42,
-            steps=20,
-            cfg=8.0,
-            model=["4", 0],
-            positive=["6", 0],
-            negative=["7", 0],
-            latent_image=["5", 0],
-        ),
-        "4": _node("CheckpointLoaderSimple", "Load Checkpoint", ckpt_name="sd15.safetensors"),
-        "5": _node("EmptyLatentImage", width=512, height=512, batch_size=1),
-        "6": _node("CLIPTextEncode", "Positive", text="a red fox", clip=["4", 1]),
-        "7": _node("CLIPTextEncode", "Negative", text="blurry", clip=["4", 1]),
-        "8": _node("VAEDecode", samples=["3", 0], vae=["4", 2]),
-        "9": _node("SaveImage", filename_prefix="fox", images=["8", 0]),
-    }
 
 
 def _classic_with(node_id: str, node: Any) -> dict[str, Any]:
@@ -234,14 +209,6 @@ def test_a_slot_is_a_whole_number(slot: Any) -> None:
 @pytest.mark.parametrize("value", [["a", "b"], ["a"], [], [1, 2], ["a", 1, 2], {"a": 1}, None])
 def test_a_value_that_only_resembles_a_link_is_left_to_the_server(value: Any) -> None:
     assert Workflow.load({"1": _node("A", x=value)}).to_dict() == {"1": _node("A", x=value)}
-
-
-@pytest.mark.parametrize(
-    ("value", "linked"),
-    [(["4", 0], True), (["4", True], False), (["4"], False), ("4", False), ([4, 0], False)],
-)
-def test_a_link_is_an_id_and_a_slot(value: Any, linked: bool) -> None:
-    assert is_link(value) is linked
 
 
 # names and titles
@@ -509,69 +476,7 @@ def test_setting_never_changes_the_original(old: Any, new: Any) -> None:
     assert changed.to_dict()["1"]["inputs"]["x"] in (before["1"]["inputs"]["x"], [new])
 
 
-# the positive prompt
-
-
-def _prompt(graph: dict[str, Any]) -> str | None:
-    return Workflow.load(graph).prompt_text
-
-
-def test_the_prompt_is_the_text_behind_the_positive_input() -> None:
-    assert _prompt(_classic()) == "a red fox"
-
-
-def test_the_prompt_is_followed_through_conditioning_nodes_and_never_to_the_negative_side() -> None:
-    graph = _classic_with("10", _node("ControlNetApplyAdvanced", positive=["11", 0], negative=["7", 0]))
-    graph["11"] = _node(
-        "ConditioningCombine", conditioning_1=["6", 0], conditioning_2=["12", 0], clip=["4", 1]
-    )
-    graph["12"] = _node("CLIPTextEncodeSDXL", text_g="global", text_l="  ", width=1, clip=["4", 1])
-    graph["3"]["inputs"]["positive"] = ["10", 0]
-    assert _prompt(graph) == "a red fox\nglobal"
-
-
-def test_the_prompt_may_be_written_in_a_primitive_node_behind_a_plain_one() -> None:
-    graph = _classic_with("20", _node("PrimitiveStringMultiline", value="a cat"))
-    graph["21"] = _node("Reroute", anything=["20", 0])
-    graph["6"]["inputs"]["text"] = ["21", 0]
-    assert _prompt(graph) == "a cat"
-
-
-def test_the_same_text_in_two_passes_is_told_once() -> None:
-    graph = _classic_with("30", _node("KSampler", positive=["6", 0], latent_image=["3", 0]))
-    assert _prompt(graph) == "a red fox"
-
-
-def test_a_guider_takes_the_place_of_a_sampler() -> None:
-    graph = {
-        "1": _node("BasicGuider", conditioning=["2", 0], model=["4", 0]),
-        "2": _node("FluxGuidance", conditioning=["3", 0]),
-        "3": _node("CLIPTextEncodeFlux", clip_l="short", t5xxl="long text"),
-        "4": _node("UNETLoader", unet_name="flux"),
-    }
-    assert _prompt(graph) == "short\nlong text"
-
-
-def test_without_a_sampler_the_prompt_inputs_speak() -> None:
-    assert _prompt({"1": _node("GeminiNode", prompt="a poem", system_prompt="be nice", seed=1)}) == "a poem"
-
-
-def test_links_in_a_circle_end_the_search_for_a_prompt() -> None:
-    graph = {"1": _node("KSampler", positive=["2", 0]), "2": _node("A", conditioning=["1", 0], x=["2", 0])}
-    assert _prompt(graph) is None
-
-
-@pytest.mark.parametrize(
-    "graph", [{"1": _node("SaveImage")}, {"1": _node("A", text="x"), "2": _node("B", y=["1", 0])}]
-)
-def test_without_a_sampler_and_a_prompt_there_is_none(graph: dict[str, Any]) -> None:
-    assert _prompt(graph) is None
-
-
-def test_a_chain_of_many_nodes_is_no_trouble() -> None:
-    graph = {"0": _node("CLIPTextEncode", text="far away"), "k": _node("KSampler", positive=["3000", 0])}
-    graph |= {str(n): _node("ConditioningSet", conditioning=[str(n - 1), 0]) for n in range(1, 3001)}
-    assert _prompt(graph) == "far away"
+# the positive prompt: see test_upstream.py
 
 
 def test_the_prompt_is_worked_out_once() -> None:
