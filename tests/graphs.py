@@ -51,7 +51,7 @@ def partly_valid() -> Graph:
     return graph
 
 
-def node(class_type: str, title: str | None = None, **inputs: Any) -> dict[str, Any]:
+def node(class_type: str, title: str | None = None, /, **inputs: Any) -> dict[str, Any]:
     """A node with these inputs."""
     meta = {} if title is None else {"_meta": {"title": title}}
     return {"class_type": class_type, "inputs": inputs, **meta}

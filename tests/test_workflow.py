@@ -476,6 +476,103 @@ def test_setting_never_changes_the_original(old: Any, new: Any) -> None:
     assert changed.to_dict()["1"]["inputs"]["x"] in (before["1"]["inputs"]["x"], [new])
 
 
+# round trips
+
+_NAMES = st.text(min_size=1, max_size=4)
+_SCALARS = st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+_GRAPHS = st.dictionaries(
+    _NAMES,
+    st.fixed_dictionaries(
+        {"class_type": _NAMES, "inputs": st.dictionaries(_NAMES, _SCALARS, min_size=1, max_size=3)},
+        optional={"_meta": st.fixed_dictionaries({"title": st.text(max_size=4)})},
+    ),
+    min_size=1,
+    max_size=4,
+).filter(lambda graph: not (set(graph) <= {"nodes", "prompt"}))
+
+
+def _place(workflow: Workflow, data: st.DataObject) -> tuple[str, str]:
+    node_id = data.draw(st.sampled_from(list(workflow.nodes)))
+    return node_id, data.draw(st.sampled_from(list(workflow.nodes[node_id]["inputs"])))
+
+
+def _same_kind(value: Any) -> st.SearchStrategy[Any]:
+    if isinstance(value, bool):
+        return st.booleans()
+    numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    return st.text() if isinstance(value, str) else numbers
+
+
+@given(_GRAPHS, st.data())
+def test_a_value_that_is_set_is_read_back_and_written_and_loaded_again(
+    graph: dict[str, Any], data: st.DataObject
+) -> None:
+    workflow = Workflow.load(graph)
+    node_id, name = _place(workflow, data)
+    value = data.draw(_same_kind(graph[node_id]["inputs"][name]))
+    changed = workflow.set_at(node_id, name, value)
+    assert changed[node_id].inputs[name] == value
+    again = Workflow.parse(json.dumps(changed.to_dict()))
+    assert (again, again.digest) == (changed, changed.digest)
+    assert workflow == Workflow.load(graph)
+
+
+@given(_GRAPHS, st.data())
+def test_patching_gives_one_digest_whatever_the_order_and_the_titles(
+    graph: dict[str, Any], data: st.DataObject
+) -> None:
+    workflow = Workflow.load(graph)
+    node_id, name = _place(workflow, data)
+    value = data.draw(_same_kind(graph[node_id]["inputs"][name]))
+    other = _shuffled(graph, data.draw)
+    for shuffled in other.values():
+        shuffled["_meta"] = {"title": data.draw(st.text(max_size=4)), "more": data.draw(st.integers())}
+    patched = Workflow.load(other).set_at(node_id, name, value)
+    assert patched.digest == workflow.set_at(node_id, name, value).digest
+
+
+@given(st.integers(0, MAX_SEED))
+def test_seeds_of_64_bits_stay_exact_on_every_way(seed: int) -> None:
+    workflow = Workflow.load(_classic())
+    ways = (
+        workflow.seed(seed),
+        workflow.set("3.seed", seed),
+        workflow.set_text(f"3.seed={seed}"),
+        workflow["KSampler"].with_inputs(seed=seed),
+        Workflow.parse(json.dumps(workflow.seed(seed).to_dict())),
+    )
+    assert {way.nodes["3"]["inputs"]["seed"] for way in ways} == {seed}
+    assert len({way.digest for way in ways}) == 1
+
+
+_BAD = st.sampled_from([float("nan"), float("inf"), float("-inf")])
+_HIDDEN = st.recursive(
+    _BAD,
+    lambda inner: inner.map(lambda bad: ["x", 1, bad]) | inner.map(lambda bad: {"a": 0, "b": bad}),
+    max_leaves=4,
+)
+
+
+@given(_HIDDEN)
+def test_nan_is_refused_in_one_sentence_wherever_it_hides(value: Any) -> None:
+    graph = {"1": _node("A", "My node", x=value)}
+    reasons = [_reason(graph), _reason(json.dumps(graph).encode())]
+    with pytest.raises(WorkflowInvalid) as caught:
+        Workflow.load({"1": _node("A", "My node", x=None)}).set("1.x", value)
+    for reason in (*reasons, caught.value.reason):
+        assert "My node" in reason
+        assert reason.endswith("which is no JSON number: give it a value")
+        assert len(reason.splitlines()) == 1
+
+
+def test_a_workflow_is_not_gone_through_like_a_list() -> None:
+    workflow: Any = Workflow.load(_classic())
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(workflow)
+    with pytest.raises(TypeError):
+        assert "3" in workflow
+
+
 # the positive prompt: see test_upstream.py
 
 
