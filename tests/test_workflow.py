@@ -88,6 +88,54 @@ def test_nan_that_comfyui_wrote_beside_the_inputs_is_dropped() -> None:
     assert Workflow.parse(text).to_dict() == {"1": {**_node("LoadImage", image="x.png"), "b": 1.5}}
 
 
+_PAGE: dict[str, Any] = {
+    "nodes": [
+        {
+            "id": 1,
+            "type": "EmptyImage",
+            "widgets_values": [64],
+            "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1]}],
+        },
+        {
+            "id": 2,
+            "type": "SaveImage",
+            "title": "Keep",
+            "inputs": [{"name": "images", "type": "IMAGE", "link": 1}],
+            "widgets_values": ["fox"],
+            "properties": {"cnr_id": "comfy-core"},
+        },
+        {"id": 3, "type": "Gone", "widgets_values": []},
+    ],
+    "links": [[1, 1, 0, 2, 0, "IMAGE"]],
+    "version": 0.4,
+}
+_CLASSES: dict[str, Any] = {
+    "EmptyImage": {"input": {"required": {"width": ["INT", {"default": 512}]}}, "output": ["IMAGE"]},
+    "SaveImage": {
+        "input": {"required": {"images": ["IMAGE", {}], "filename_prefix": ["STRING", {}]}},
+        "output": [],
+        "output_node": True,
+    },
+}
+
+
+def test_the_format_of_the_page_is_converted_and_what_that_left_open_is_told() -> None:
+    workflow = Workflow.load(_PAGE, object_info=_CLASSES)
+    assert workflow.to_dict() == {
+        "1": {**_node("EmptyImage", "EmptyImage", width=64)},
+        "2": {**_node("SaveImage", "Keep", images=["1", 0], filename_prefix="fox")},
+        "3": {**_node("Gone", "Gone")},
+    }
+    assert workflow.packs == {"2": "comfy-core"}
+    assert len(workflow.warnings) == 1
+    assert "class 'Gone' is unknown" in workflow.warnings[0]
+    assert workflow.recognised != Workflow.load(_classic()).recognised
+
+
+def test_without_the_classes_the_format_of_the_page_is_refused_with_the_way_out() -> None:
+    assert "give object_info" in _reason(_PAGE)
+
+
 # what cannot be loaded
 
 
@@ -329,6 +377,48 @@ def test_a_node_without_inputs_and_a_graph_of_many_nodes_are_described_briefly()
         workflow.set("5.x", 1)
     with pytest.raises(WorkflowInvalid, match="and 22 more"):
         workflow.set("x.y", 1)
+
+
+# nodes
+
+
+def test_a_node_is_named_by_id_title_or_class() -> None:
+    workflow = Workflow.load(_classic())
+    assert [workflow.node_id(name) for name in ("6", '"Positive"', "KSampler")] == ["6", "6", "3"]
+    assert workflow["Positive"].id == "6"
+
+
+def test_an_input_of_a_node_by_its_id_has_to_be_there() -> None:
+    workflow = Workflow.load(_classic())
+    assert workflow.set_at("6", "text", "a cat") == workflow.set("Positive.text", "a cat")
+    assert workflow.set_text_at("3", "steps", "5") == workflow.set("3.steps", 5)
+    with pytest.raises(WorkflowInvalid, match="has no input 'txt'; its inputs are: text, clip"):
+        workflow.set_at("6", "txt", "a cat")
+
+
+def test_a_part_is_a_new_workflow_of_the_same_name() -> None:
+    workflow = Workflow.parse(json.dumps(_classic()), name="fox.json")
+    classes = {"VAEDecode": {"input": {"required": {"samples": ["LATENT"]}}, "output": ["LATENT"]}}
+    parts = {
+        "only": workflow.only("Positive", "VAEDecode"),
+        "mute": workflow.mute("Negative"),
+        "bypass": workflow.bypass("VAEDecode", object_info=classes),
+    }
+    assert {name: "".join(part.nodes) for name, part in parts.items()} == {
+        "only": "345678",
+        "mute": "345689",
+        "bypass": "345679",
+    }
+    assert {part.name for part in parts.values()} == {"fox.json"}
+    assert len({workflow.digest, *(part.digest for part in parts.values())}) == 4
+    assert workflow == Workflow.load(_classic())
+
+
+def test_an_edit_makes_a_new_workflow() -> None:
+    workflow = Workflow.load(_classic())
+    edit = workflow.edit()
+    edit["KSampler"].inputs["seed"] = 7
+    assert edit.done() == workflow.set("3.seed", 7)
 
 
 # set_text
