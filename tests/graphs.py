@@ -49,3 +49,31 @@ def partly_valid() -> Graph:
         "_meta": {"title": "Broken"},
     }
     return graph
+
+
+def node(class_type: str, title: str | None = None, /, **inputs: Any) -> dict[str, Any]:
+    """A node with these inputs."""
+    meta = {} if title is None else {"_meta": {"title": title}}
+    return {"class_type": class_type, "inputs": inputs, **meta}
+
+
+def classic() -> Graph:
+    """Text to image, as every page about ComfyUI has it."""
+    return {
+        "3": node(
+            "KSampler",
+            seed=42,
+            steps=20,
+            cfg=8.0,
+            model=["4", 0],
+            positive=["6", 0],
+            negative=["7", 0],
+            latent_image=["5", 0],
+        ),
+        "4": node("CheckpointLoaderSimple", "Load Checkpoint", ckpt_name="sd15.safetensors"),
+        "5": node("EmptyLatentImage", width=512, height=512, batch_size=1),
+        "6": node("CLIPTextEncode", "Positive", text="a red fox", clip=["4", 1]),
+        "7": node("CLIPTextEncode", "Negative", text="blurry", clip=["4", 1]),
+        "8": node("VAEDecode", samples=["3", 0], vae=["4", 2]),
+        "9": node("SaveImage", filename_prefix="fox", images=["8", 0]),
+    }

@@ -8,41 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from graphs import classic as _classic
+from graphs import node as _node
 from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyflow.errors import WorkflowInvalid
 from comfyflow.sources import find
-from comfyflow.upstream import is_link
 from comfyflow.workflow import MAX_SEED, Workflow, random_seed
 
 BIG = 18446744073709551615123
-
-
-def _node(class_type: str, title: str | None = None, **inputs: Any) -> dict[str, Any]:
-    meta = {} if title is None else {"_meta": {"title": title}}
-    return {"class_type": class_type, "inputs": inputs, **meta}
-
-
-def _classic() -> dict[str, Any]:
-    return {
-        "3": _node(
-            "KSampler",
-            seed=42,
-            steps=20,
-            cfg=8.0,
-            model=["4", 0],
-            positive=["6", 0],
-            negative=["7", 0],
-            latent_image=["5", 0],
-        ),
-        "4": _node("CheckpointLoaderSimple", "Load Checkpoint", ckpt_name="sd15.safetensors"),
-        "5": _node("EmptyLatentImage", width=512, height=512, batch_size=1),
-        "6": _node("CLIPTextEncode", "Positive", text="a red fox", clip=["4", 1]),
-        "7": _node("CLIPTextEncode", "Negative", text="blurry", clip=["4", 1]),
-        "8": _node("VAEDecode", samples=["3", 0], vae=["4", 2]),
-        "9": _node("SaveImage", filename_prefix="fox", images=["8", 0]),
-    }
 
 
 def _classic_with(node_id: str, node: Any) -> dict[str, Any]:
@@ -111,6 +86,54 @@ def test_nan_that_comfyui_wrote_beside_the_inputs_is_dropped() -> None:
     )
     assert "NaN" in text
     assert Workflow.parse(text).to_dict() == {"1": {**_node("LoadImage", image="x.png"), "b": 1.5}}
+
+
+_PAGE: dict[str, Any] = {
+    "nodes": [
+        {
+            "id": 1,
+            "type": "EmptyImage",
+            "widgets_values": [64],
+            "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1]}],
+        },
+        {
+            "id": 2,
+            "type": "SaveImage",
+            "title": "Keep",
+            "inputs": [{"name": "images", "type": "IMAGE", "link": 1}],
+            "widgets_values": ["fox"],
+            "properties": {"cnr_id": "comfy-core"},
+        },
+        {"id": 3, "type": "Gone", "widgets_values": []},
+    ],
+    "links": [[1, 1, 0, 2, 0, "IMAGE"]],
+    "version": 0.4,
+}
+_CLASSES: dict[str, Any] = {
+    "EmptyImage": {"input": {"required": {"width": ["INT", {"default": 512}]}}, "output": ["IMAGE"]},
+    "SaveImage": {
+        "input": {"required": {"images": ["IMAGE", {}], "filename_prefix": ["STRING", {}]}},
+        "output": [],
+        "output_node": True,
+    },
+}
+
+
+def test_the_format_of_the_page_is_converted_and_what_that_left_open_is_told() -> None:
+    workflow = Workflow.load(_PAGE, object_info=_CLASSES)
+    assert workflow.to_dict() == {
+        "1": {**_node("EmptyImage", "EmptyImage", width=64)},
+        "2": {**_node("SaveImage", "Keep", images=["1", 0], filename_prefix="fox")},
+        "3": {**_node("Gone", "Gone")},
+    }
+    assert workflow.packs == {"2": "comfy-core"}
+    assert len(workflow.warnings) == 1
+    assert "class 'Gone' is unknown" in workflow.warnings[0]
+    assert workflow.recognised != Workflow.load(_classic()).recognised
+
+
+def test_without_the_classes_the_format_of_the_page_is_refused_with_the_way_out() -> None:
+    assert "give object_info" in _reason(_PAGE)
 
 
 # what cannot be loaded
@@ -236,14 +259,6 @@ def test_a_value_that_only_resembles_a_link_is_left_to_the_server(value: Any) ->
     assert Workflow.load({"1": _node("A", x=value)}).to_dict() == {"1": _node("A", x=value)}
 
 
-@pytest.mark.parametrize(
-    ("value", "linked"),
-    [(["4", 0], True), (["4", True], False), (["4"], False), ("4", False), ([4, 0], False)],
-)
-def test_a_link_is_an_id_and_a_slot(value: Any, linked: bool) -> None:
-    assert is_link(value) is linked
-
-
 # names and titles
 
 
@@ -362,6 +377,48 @@ def test_a_node_without_inputs_and_a_graph_of_many_nodes_are_described_briefly()
         workflow.set("5.x", 1)
     with pytest.raises(WorkflowInvalid, match="and 22 more"):
         workflow.set("x.y", 1)
+
+
+# nodes
+
+
+def test_a_node_is_named_by_id_title_or_class() -> None:
+    workflow = Workflow.load(_classic())
+    assert [workflow.node_id(name) for name in ("6", '"Positive"', "KSampler")] == ["6", "6", "3"]
+    assert workflow["Positive"].id == "6"
+
+
+def test_an_input_of_a_node_by_its_id_has_to_be_there() -> None:
+    workflow = Workflow.load(_classic())
+    assert workflow.set_at("6", "text", "a cat") == workflow.set("Positive.text", "a cat")
+    assert workflow.set_text_at("3", "steps", "5") == workflow.set("3.steps", 5)
+    with pytest.raises(WorkflowInvalid, match="has no input 'txt'; its inputs are: text, clip"):
+        workflow.set_at("6", "txt", "a cat")
+
+
+def test_a_part_is_a_new_workflow_of_the_same_name() -> None:
+    workflow = Workflow.parse(json.dumps(_classic()), name="fox.json")
+    classes = {"VAEDecode": {"input": {"required": {"samples": ["LATENT"]}}, "output": ["LATENT"]}}
+    parts = {
+        "only": workflow.only("Positive", "VAEDecode"),
+        "mute": workflow.mute("Negative"),
+        "bypass": workflow.bypass("VAEDecode", object_info=classes),
+    }
+    assert {name: "".join(part.nodes) for name, part in parts.items()} == {
+        "only": "345678",
+        "mute": "345689",
+        "bypass": "345679",
+    }
+    assert {part.name for part in parts.values()} == {"fox.json"}
+    assert len({workflow.digest, *(part.digest for part in parts.values())}) == 4
+    assert workflow == Workflow.load(_classic())
+
+
+def test_an_edit_makes_a_new_workflow() -> None:
+    workflow = Workflow.load(_classic())
+    edit = workflow.edit()
+    edit["KSampler"].inputs["seed"] = 7
+    assert edit.done() == workflow.set("3.seed", 7)
 
 
 # set_text
@@ -509,69 +566,104 @@ def test_setting_never_changes_the_original(old: Any, new: Any) -> None:
     assert changed.to_dict()["1"]["inputs"]["x"] in (before["1"]["inputs"]["x"], [new])
 
 
-# the positive prompt
+# round trips
+
+_NAMES = st.text(min_size=1, max_size=4)
+_SCALARS = st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+_GRAPHS = st.dictionaries(
+    _NAMES,
+    st.fixed_dictionaries(
+        {"class_type": _NAMES, "inputs": st.dictionaries(_NAMES, _SCALARS, min_size=1, max_size=3)},
+        optional={"_meta": st.fixed_dictionaries({"title": st.text(max_size=4)})},
+    ),
+    min_size=1,
+    max_size=4,
+).filter(lambda graph: not (set(graph) <= {"nodes", "prompt"}))
 
 
-def _prompt(graph: dict[str, Any]) -> str | None:
-    return Workflow.load(graph).prompt_text
+def _place(workflow: Workflow, data: st.DataObject) -> tuple[str, str]:
+    node_id = data.draw(st.sampled_from(list(workflow.nodes)))
+    return node_id, data.draw(st.sampled_from(list(workflow.nodes[node_id]["inputs"])))
 
 
-def test_the_prompt_is_the_text_behind_the_positive_input() -> None:
-    assert _prompt(_classic()) == "a red fox"
+def _same_kind(value: Any) -> st.SearchStrategy[Any]:
+    if isinstance(value, bool):
+        return st.booleans()
+    numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    return st.text() if isinstance(value, str) else numbers
 
 
-def test_the_prompt_is_followed_through_conditioning_nodes_and_never_to_the_negative_side() -> None:
-    graph = _classic_with("10", _node("ControlNetApplyAdvanced", positive=["11", 0], negative=["7", 0]))
-    graph["11"] = _node(
-        "ConditioningCombine", conditioning_1=["6", 0], conditioning_2=["12", 0], clip=["4", 1]
+@given(_GRAPHS, st.data())
+def test_a_value_that_is_set_is_read_back_and_written_and_loaded_again(
+    graph: dict[str, Any], data: st.DataObject
+) -> None:
+    workflow = Workflow.load(graph)
+    node_id, name = _place(workflow, data)
+    value = data.draw(_same_kind(graph[node_id]["inputs"][name]))
+    changed = workflow.set_at(node_id, name, value)
+    assert changed[node_id].inputs[name] == value
+    again = Workflow.parse(json.dumps(changed.to_dict()))
+    assert (again, again.digest) == (changed, changed.digest)
+    assert workflow == Workflow.load(graph)
+
+
+@given(_GRAPHS, st.data())
+def test_patching_gives_one_digest_whatever_the_order_and_the_titles(
+    graph: dict[str, Any], data: st.DataObject
+) -> None:
+    workflow = Workflow.load(graph)
+    node_id, name = _place(workflow, data)
+    value = data.draw(_same_kind(graph[node_id]["inputs"][name]))
+    other = _shuffled(graph, data.draw)
+    for shuffled in other.values():
+        shuffled["_meta"] = {"title": data.draw(st.text(max_size=4)), "more": data.draw(st.integers())}
+    patched = Workflow.load(other).set_at(node_id, name, value)
+    assert patched.digest == workflow.set_at(node_id, name, value).digest
+
+
+@given(st.integers(0, MAX_SEED))
+def test_seeds_of_64_bits_stay_exact_on_every_way(seed: int) -> None:
+    workflow = Workflow.load(_classic())
+    ways = (
+        workflow.seed(seed),
+        workflow.set("3.seed", seed),
+        workflow.set_text(f"3.seed={seed}"),
+        workflow["KSampler"].with_inputs(seed=seed),
+        Workflow.parse(json.dumps(workflow.seed(seed).to_dict())),
     )
-    graph["12"] = _node("CLIPTextEncodeSDXL", text_g="global", text_l="  ", width=1, clip=["4", 1])
-    graph["3"]["inputs"]["positive"] = ["10", 0]
-    assert _prompt(graph) == "a red fox\nglobal"
+    assert {way.nodes["3"]["inputs"]["seed"] for way in ways} == {seed}
+    assert len({way.digest for way in ways}) == 1
 
 
-def test_the_prompt_may_be_written_in_a_primitive_node_behind_a_plain_one() -> None:
-    graph = _classic_with("20", _node("PrimitiveStringMultiline", value="a cat"))
-    graph["21"] = _node("Reroute", anything=["20", 0])
-    graph["6"]["inputs"]["text"] = ["21", 0]
-    assert _prompt(graph) == "a cat"
-
-
-def test_the_same_text_in_two_passes_is_told_once() -> None:
-    graph = _classic_with("30", _node("KSampler", positive=["6", 0], latent_image=["3", 0]))
-    assert _prompt(graph) == "a red fox"
-
-
-def test_a_guider_takes_the_place_of_a_sampler() -> None:
-    graph = {
-        "1": _node("BasicGuider", conditioning=["2", 0], model=["4", 0]),
-        "2": _node("FluxGuidance", conditioning=["3", 0]),
-        "3": _node("CLIPTextEncodeFlux", clip_l="short", t5xxl="long text"),
-        "4": _node("UNETLoader", unet_name="flux"),
-    }
-    assert _prompt(graph) == "short\nlong text"
-
-
-def test_without_a_sampler_the_prompt_inputs_speak() -> None:
-    assert _prompt({"1": _node("GeminiNode", prompt="a poem", system_prompt="be nice", seed=1)}) == "a poem"
-
-
-def test_links_in_a_circle_end_the_search_for_a_prompt() -> None:
-    graph = {"1": _node("KSampler", positive=["2", 0]), "2": _node("A", conditioning=["1", 0], x=["2", 0])}
-    assert _prompt(graph) is None
-
-
-@pytest.mark.parametrize(
-    "graph", [{"1": _node("SaveImage")}, {"1": _node("A", text="x"), "2": _node("B", y=["1", 0])}]
+_BAD = st.sampled_from([float("nan"), float("inf"), float("-inf")])
+_HIDDEN = st.recursive(
+    _BAD,
+    lambda inner: inner.map(lambda bad: ["x", 1, bad]) | inner.map(lambda bad: {"a": 0, "b": bad}),
+    max_leaves=4,
 )
-def test_without_a_sampler_and_a_prompt_there_is_none(graph: dict[str, Any]) -> None:
-    assert _prompt(graph) is None
 
 
-def test_a_chain_of_many_nodes_is_no_trouble() -> None:
-    graph = {"0": _node("CLIPTextEncode", text="far away"), "k": _node("KSampler", positive=["3000", 0])}
-    graph |= {str(n): _node("ConditioningSet", conditioning=[str(n - 1), 0]) for n in range(1, 3001)}
-    assert _prompt(graph) == "far away"
+@given(_HIDDEN)
+def test_nan_is_refused_in_one_sentence_wherever_it_hides(value: Any) -> None:
+    graph = {"1": _node("A", "My node", x=value)}
+    reasons = [_reason(graph), _reason(json.dumps(graph).encode())]
+    with pytest.raises(WorkflowInvalid) as caught:
+        Workflow.load({"1": _node("A", "My node", x=None)}).set("1.x", value)
+    for reason in (*reasons, caught.value.reason):
+        assert "My node" in reason
+        assert reason.endswith("which is no JSON number: give it a value")
+        assert len(reason.splitlines()) == 1
+
+
+def test_a_workflow_is_not_gone_through_like_a_list() -> None:
+    workflow: Any = Workflow.load(_classic())
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(workflow)
+    with pytest.raises(TypeError):
+        assert "3" in workflow
+
+
+# the positive prompt: see test_upstream.py
 
 
 def test_the_prompt_is_worked_out_once() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
+from .reference import own_title
+from .schema import DYNAMIC_COMBO
 from .served import Entry, ServedClass
 from .upstream import is_link
 from .workflow import Workflow
@@ -44,10 +46,32 @@ def settable(workflow: Workflow, object_info: Mapping[str, Any] | None = None) -
 
     Without `object_info`, or for a class that it does not tell, the type is that of the value.
     """
-    found = list(_listed(workflow, object_info or {}))
-    by_class = Counter((one.class_type, one.input) for one in found)
-    by_title = Counter((one.title, one.input) for one in found)
-    return tuple(_named(one, by_class, by_title) for one in found)
+    names = _Names(workflow)
+    listed = _listed(workflow, object_info or {})
+    return tuple(replace(one, target=names.shortest(one)) for one in listed)
+
+
+class _Names:
+    """Which input a target means, as `Workflow.set` takes it: an id before a title before a class."""
+
+    def __init__(self, workflow: Workflow) -> None:
+        self._meant: tuple[dict[str, set[tuple[str, str]]], ...] = ({}, {}, {})
+        for node_id, node in workflow.nodes.items():
+            title = own_title(node)
+            titles = () if title is None else (title, f'"{title}"')
+            for meant, names in zip(self._meant, ((node_id,), titles, (node["class_type"],)), strict=True):
+                for target, name in product(names, node["inputs"]):
+                    meant.setdefault(f"{target}.{name}", set()).add((node_id, name))
+
+    def shortest(self, one: Settable) -> str:
+        """`Class.input` where that fits one node alone, else its title, else its id."""
+        title = () if '"' in one.title else (f'"{one.title}".{one.input}',)
+        named = (f"{one.class_type}.{one.input}", *title)
+        return next((target for target in named if self._fits(target, one)), f"{one.node_id}.{one.input}")
+
+    def _fits(self, target: str, one: Settable) -> bool:
+        first = next((meant[target] for meant in self._meant if target in meant), set())
+        return first == {(one.node_id, one.input)}
 
 
 def _listed(workflow: Workflow, object_info: Mapping[str, Any]) -> Iterator[Settable]:
@@ -65,7 +89,7 @@ def _one(found: Settable, given: Entry | None) -> Settable:
     value = found.value["__value__"] if _is_boxed(found.value) else found.value
     if given is None:
         return replace(found, type=_type_of(value), value=value)
-    choices = given.choices if given.is_choice and isinstance(given.choices, list) else None
+    choices = _choices(given)
     return replace(
         found,
         type="COMBO" if choices is not None else str(given.type),
@@ -73,9 +97,17 @@ def _one(found: Settable, given: Entry | None) -> Settable:
         minimum=_number(given.options.get("min")),
         maximum=_number(given.options.get("max")),
         step=_number(given.options.get("step")),
-        choices=None if choices is None else tuple(choices),
+        choices=choices,
         upload=upload_of(given),
     )
+
+
+def _choices(given: Entry) -> tuple[Any, ...] | None:
+    """What an input takes; of a dynamic combo the keys of its options. None for anything."""
+    if given.type == DYNAMIC_COMBO:
+        options = given.options.get("options")
+        return tuple(one.get("key") for one in options) if isinstance(options, list) else ()
+    return tuple(given.choices) if given.is_choice and isinstance(given.choices, list) else None
 
 
 def upload_of(given: Entry) -> str | None:
@@ -86,7 +118,10 @@ def upload_of(given: Entry) -> str | None:
 
 
 def json_schema(found: Iterable[Settable], title: str = "workflow") -> dict[str, Any]:
-    """A JSON Schema (2020-12) of an object whose keys are the targets."""
+    """A JSON Schema (2020-12) of an object whose keys are the targets, with the values of now as defaults.
+
+    An input that takes a file has the keyword `x-upload` with its kind: a path or a URL may stand there.
+    """
     properties = {one.target: _property(one) for one in found}
     return {
         "$schema": DIALECT,
@@ -99,17 +134,16 @@ def json_schema(found: Iterable[Settable], title: str = "workflow") -> dict[str,
 
 def _property(one: Settable) -> dict[str, Any]:
     made: dict[str, Any] = {"title": f"{one.title}: {one.input}", "default": one.value}
-    kind = _JSON_TYPES.get(one.type)
-    if kind is not None:
-        made["type"] = kind
-    if one.choices is not None and one.upload is None and len(one.choices) <= _MOST:
-        made["enum"] = list(one.choices)
-    bounds = {"minimum": one.minimum, "maximum": one.maximum}
-    if kind in ("integer", "number"):
-        made |= {key: bound for key, bound in bounds.items() if bound is not None}
     if one.upload is not None:
-        made |= {"type": "string", "format": "uri-reference", "contentMediaType": f"{one.upload}/*"}
-    return made
+        return {**made, "type": "string", "x-upload": one.upload}
+    if one.choices is not None:
+        kind = {"enum": list(one.choices)} if 0 < len(one.choices) <= _MOST else {}
+        return made | ({"type": "array", "items": kind} if isinstance(one.value, list) else kind)
+    known = _JSON_TYPES.get(one.type)
+    if known is None:
+        return made
+    bounds = {"minimum": one.minimum, "maximum": one.maximum} if known in ("integer", "number") else {}
+    return made | {"type": known} | {key: bound for key, bound in bounds.items() if bound is not None}
 
 
 def range_text(one: Settable) -> str:
@@ -122,18 +156,14 @@ def range_text(one: Settable) -> str:
         return f"{shown} and {more} more" if more > 0 else shown
     if one.minimum is None and one.maximum is None:
         return ""
-    least = "" if one.minimum is None else f"{one.minimum:g}"
-    most = "" if one.maximum is None else f"{one.maximum:g}"
-    return f"{least}..{most}"
+    return f"{_told(one.minimum)}..{_told(one.maximum)}"
 
 
-def _named(one: Settable, by_class: Mapping[Any, int], by_title: Mapping[Any, int]) -> Settable:
-    """`Class.input` where that fits one node alone, else the title, else the id."""
-    if by_class[one.class_type, one.input] == 1:
-        return replace(one, target=f"{one.class_type}.{one.input}")
-    if by_title[one.title, one.input] == 1 and '"' not in one.title and one.title != one.class_type:
-        return replace(one, target=f'"{one.title}".{one.input}')
-    return replace(one, target=f"{one.node_id}.{one.input}")
+def _told(number: float | None) -> str:
+    """A whole number is told in full: a seed's largest has 20 digits."""
+    if number is None:
+        return ""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _type_of(value: Any) -> str:

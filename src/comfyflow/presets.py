@@ -17,7 +17,7 @@ import platformdirs
 
 from .errors import UsageError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._ -]{0,62}[A-Za-z0-9_-])?")
 
 
 def save(name: str, assignments: Sequence[str], digest: str | None = None) -> Path:
@@ -27,31 +27,39 @@ def save(name: str, assignments: Sequence[str], digest: str | None = None) -> Pa
     and for a folder that cannot be written.
     """
     path = _path(name)
+    document = {"digest": digest, "set": list(assignments)}
+    text = json.dumps(document, ensure_ascii=False, indent=2)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"digest": digest, "set": list(assignments)}, file, ensure_ascii=False, indent=2)
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
+        # An argument need not be UTF-8: Python has lone surrogates for what is not.
+        _write(path, text.encode("utf-8", "surrogatepass"))
     except OSError as error:
         raise UsageError(f"the preset {name!r} cannot be written: {error.strerror or error}") from error
     return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All of it or nothing."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def load(name: str) -> tuple[str, ...]:
     """The assignments of a preset. Raises UsageError, which names those that there are."""
     path = _path(name)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["set"]
+        found = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))["set"]
     except FileNotFoundError as error:
         there = ", ".join(names()) or "none"
         raise UsageError(f"there is no preset {name!r}; there are: {there}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"the preset {name!r} cannot be read: {path} is damaged, remove it") from error
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise UsageError(f"the preset {name!r} cannot be read: {path} is damaged, remove it")

@@ -1,6 +1,6 @@
 """The nodes of a workflow one by one: to read, and to change in an edit.
 
-workflow["KSampler"].inputs["cfg"]                 # read
+workflow["KSampler"].inputs["cfg"]                 # read: lists and objects are copies
 workflow["KSampler"].with_inputs(cfg=7)            # a new workflow
 edit = workflow.edit()
 edit["KSampler"].inputs["seed"] = 7                # noted in the edit alone
@@ -10,9 +10,11 @@ changed = edit.done()                              # a new workflow; the old one
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from copy import deepcopy
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from .errors import WorkflowInvalid
+from .upstream import is_link
 
 
 class Changeable(Protocol):
@@ -42,7 +44,7 @@ class Inputs(Mapping[str, Any], Generic[W]):
         self._workflow, self._node_id = workflow, node_id
 
     def __getitem__(self, name: str) -> Any:
-        return self._workflow.nodes[self._node_id]["inputs"][name]
+        return deepcopy(self._workflow.nodes[self._node_id]["inputs"][name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._workflow.nodes[self._node_id]["inputs"])
@@ -77,7 +79,12 @@ class NodeView(Generic[W]):
         """Its inputs, to read."""
         return Inputs(self._workflow, self.id)
 
-    def with_inputs(self, **values: Any) -> W:
+    @property
+    def links(self) -> dict[str, tuple[str, int]]:
+        """Its inputs that are connected: to which node's id, and to which output of that."""
+        return {name: (value[0], value[1]) for name, value in self.inputs.items() if is_link(value)}
+
+    def with_inputs(self, /, **values: Any) -> W:
         """A new workflow, whose node has these values. Raises WorkflowInvalid for one that does not fit."""
         workflow = self._workflow
         for name, value in values.items():
@@ -96,7 +103,7 @@ class EditedInputs(Inputs[W], MutableMapping[str, Any]):
         self._edit = edit
 
     def __getitem__(self, name: str) -> Any:
-        return self._edit.done().nodes[self._node_id]["inputs"][name]
+        return deepcopy(self._edit.done().nodes[self._node_id]["inputs"][name])
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._edit.take(self._edit.done().set_at(self._node_id, name, value))

@@ -298,14 +298,19 @@ def patched(
 
 
 def _assigned(workflow: Workflow, node_id: str, name: str, text: str) -> Workflow:
-    """`@FILE` is the text of a file, `@@` an @; `%random` is a seed where a number or a link stands."""
+    """`@FILE` is the text of a file, `@@` an @; `%random` is a seed where a number or a link stands.
+
+    A text that stands in place of a link is not read as JSON when it comes from a file.
+    """
     current = workflow.nodes[node_id]["inputs"][name]
     if text == RANDOM and (is_link(current) or isinstance(current, int)) and not isinstance(current, bool):
         return workflow.set_at(node_id, name, random_seed())
     if text.startswith("@@"):
         text = text[1:]
-    elif text.startswith("@") and isinstance(current, str):
+    elif text.startswith("@"):
         text = _file_text(text[1:])
+        if is_link(current):
+            return workflow.set_at(node_id, name, text)
     return workflow.set_text_at(node_id, name, text)
 
 

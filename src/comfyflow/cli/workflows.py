@@ -123,20 +123,16 @@ def inputs(
     with call.guarded():
         info = classes_of(object_info)
         workflow = made_now(call, found(file), info, options)
-        if save_preset is not None:
-            presets.save(save_preset, assignments or (), workflow.digest)
+        digest = workflow.digest
         workflow, _ = patched(workflow, assignments or ())
+        if save_preset is not None:
+            presets.save(save_preset, assignments or (), digest)
         info = info if info is not None or offline else _info(options)
         listed = settable(workflow, info.classes if info else None)
         if schema:
             call.emit([report.dump(json_schema(listed, Path(file).name))])
             return
-        rows = [
-            tuple(
-                map(report.printable, (one.target, one.title, one.type, range_text(one), _value(one.value)))
-            )
-            for one in listed
-        ]
+        rows = [_row(one) for one in listed]
         call.table({"inputs": [asdict(one) for one in listed]}, _COLUMNS, rows)
 
 
