@@ -284,6 +284,11 @@ class Api:
         mapping."""
         return await self._object("/object_info" + ("" if node_class is None else f"/{_quoted(node_class)}"))
 
+    async def object_info_text(self) -> bytes:
+        """GET /object_info, undecoded: with many packs it has 30 MB, of which little is looked at."""
+        _, _, body = await self._get("/object_info")
+        return body
+
     async def node_replacements(self) -> dict[str, Any]:
         """GET /node_replacements: what the server puts in the place of unknown classes; servers before 0.12
         or so have no such route (404)."""

@@ -411,6 +411,10 @@ class ComfyClient:
         ServerError."""
         return await self._api.view_size(OutputFile("", name, subfolder, type)) is not None
 
+    async def object_info_text(self) -> bytes:
+        """Like `object_info`, as the JSON text that the server answers. Raises ServerError."""
+        return await self._api.object_info_text()
+
     async def free(self, *, unload_models: bool = True, free_memory: bool = True) -> None:
         """Give memory back after the running job; `free_memory` also drops the node cache. Raises
         ServerError."""

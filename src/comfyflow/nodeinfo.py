@@ -15,20 +15,23 @@ import lzma
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
+import msgspec
 import platformdirs
 
-from .errors import UsageError
+from .errors import BadAnswer, UsageError
+from .protocol import Malformed, parse_json
 
 log = logging.getLogger("comfyflow.nodeinfo")
 
-MAX_SIZE = 256 * 1024 * 1024  # bytes of JSON; the largest real servers have some 30 MB
+_PARTS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 KEPT = 30 * 24 * 3600.0  # s; what is older is not believed any more
 _UNPACK: Mapping[bytes, Callable[[bytes], bytes]] = {
     b"\xfd7zXZ\0": lzma.decompress,
@@ -48,6 +51,28 @@ class NodeInfo:
     cached: bool = False
 
 
+class Classes(Mapping[str, Any]):
+    """The classes of an answer of `/object_info`; each is decoded when it is first asked for."""
+
+    def __init__(self, parts: Mapping[str, msgspec.Raw]) -> None:
+        self._parts = parts
+        self._read: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._read:
+            self._read[name] = msgspec.json.decode(self._parts[name])
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+
 class Asked(Protocol):
     """A server that can be asked: a ComfyClient."""
 
@@ -58,7 +83,7 @@ class Asked(Protocol):
     async def system_stats(self) -> dict[str, Any]:
         """GET /system_stats."""
 
-    async def object_info(self) -> dict[str, Any]:
+    async def object_info_text(self) -> bytes:
         """GET /object_info."""
 
 
@@ -69,12 +94,12 @@ def from_file(path: str | os.PathLike[str]) -> NodeInfo:
         data = Path(path).read_bytes()
         for head, unpack in _UNPACK.items():
             data = unpack(data) if data.startswith(head) else data
-        classes = json.loads(data)
+        classes = _classes(data)
     except OSError as error:
         raise UsageError(f"{name} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError, EOFError, lzma.LZMAError) as error:
+    except (Malformed, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UsageError(f"{name} is not the JSON that a server's /object_info answers") from error
-    if not _is_info(classes):
+    if classes is None:
         raise UsageError(f"{name} is not what a server's /object_info answers: a mapping of node classes")
     return NodeInfo(classes, name)
 
@@ -91,9 +116,39 @@ async def node_info(server: Asked, *, fresh: bool = False) -> NodeInfo:
         kept = await anyio.to_thread.run_sync(_kept, path)
         if kept is not None:
             return NodeInfo(kept, url, cached=True)
-    classes = await server.object_info()
-    await anyio.to_thread.run_sync(_keep, path, classes)
+    text = await server.object_info_text()
+    classes = await anyio.to_thread.run_sync(_read, text, url)
+    await anyio.to_thread.run_sync(_keep, path, text)
     return NodeInfo(classes, url)
+
+
+def _read(text: bytes, url: str) -> Mapping[str, Any]:
+    """Raises BadAnswer for what is not ComfyUI's."""
+    try:
+        classes = _classes(text)
+    except Malformed:
+        classes = None
+    if classes is None:
+        message = f"{url} does not answer as ComfyUI does: /object_info is no mapping of node classes"
+        raise BadAnswer(message, method="GET", url=f"{url}/object_info", status=200, body=_head(text))
+    return classes
+
+
+def _head(text: bytes) -> str:
+    return text[:200].decode("utf-8", "replace")
+
+
+def _classes(text: bytes) -> Mapping[str, Any] | None:
+    """Raises Malformed for what is no JSON; None for JSON of another kind."""
+    found: Any
+    try:
+        found = Classes(_PARTS.decode(text))
+    except msgspec.ValidationError:
+        return None
+    except (msgspec.DecodeError, RecursionError):
+        found = parse_json(text)  # NaN and Infinity, which ComfyUI may write
+    first = next(iter(found.values()), None) if isinstance(found, Mapping) else None
+    return found if isinstance(first, Mapping) and "input" in first else None
 
 
 async def _version(server: Asked) -> str:
@@ -110,25 +165,24 @@ def _place(url: str, version: str) -> Path:
     return folder / "nodes" / f"{digest}.json"
 
 
-def _kept(path: Path) -> dict[str, Any] | None:
+def _kept(path: Path) -> Mapping[str, Any] | None:
     """The kept answer; a damaged one counts as none, and is replaced by the next."""
     try:
         if time.time() - path.stat().st_mtime > KEPT:
             return None
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return _classes(path.read_bytes())
+    except (OSError, Malformed):
         return None
-    return found if _is_info(found) else None
 
 
-def _keep(path: Path, classes: Mapping[str, Any]) -> None:
+def _keep(path: Path, text: bytes) -> None:
     """Write it whole or not at all; a disk that does not take it costs nothing but time."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(classes, file, separators=(",", ":"))
+            with os.fdopen(handle, "wb") as file:
+                file.write(text)
             os.replace(name, path)
         except BaseException:
             with suppress(OSError):
@@ -136,7 +190,3 @@ def _keep(path: Path, classes: Mapping[str, Any]) -> None:
             raise
     except OSError as error:
         log.info("the node classes are not kept: %s", error)
-
-
-def _is_info(found: Any) -> bool:
-    return isinstance(found, dict) and bool(found) and all(isinstance(one, dict) for one in found.values())
