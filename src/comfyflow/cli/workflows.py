@@ -54,7 +54,7 @@ def convert(
 
     The UI format is converted with the node classes of a server, or of --object-info.
     """
-    call = options.call()
+    call = options.call(quiet=False)
     with call.guarded():
         workflow = made_now(call, found(file), classes_of(object_info), options)
         text = json.dumps(workflow.to_dict(), indent=2, ensure_ascii=False)
@@ -84,7 +84,7 @@ def validate(
 
     The exit code is 0 when it would, 3 when it would not, and 4 when it could not be asked.
     """
-    call = options.call(valid=False)
+    call = options.call(quiet=False, valid=False)
     with call.guarded():
         if offline and (object_info or options.server):
             raise UsageError("--offline asks nobody: leave --server and --object-info out")
@@ -119,7 +119,7 @@ def inputs(
     Types and ranges are those of the server, or of --object-info; without either they are guessed from the
     values.
     """
-    call = options.call()
+    call = options.call(quiet=False)
     with call.guarded():
         info = classes_of(object_info)
         workflow = made_now(call, found(file), info, options)
