@@ -14,7 +14,7 @@ from graphs import Graph, classic, node
 
 from comfyflow.convert import convert
 from comfyflow.errors import WorkflowInvalid
-from comfyflow.parts import FRESH, bypass, fresh_nodes, mute, only
+from comfyflow.parts import bypass, mute, only
 from comfyflow.ui import BYPASSED, MUTED
 from comfyflow.workflow import Workflow
 
@@ -216,18 +216,6 @@ def test_only_keeps_what_the_chosen_need_in_the_order_of_the_file() -> None:
 def test_links_in_a_circle_do_not_keep_it_from_ending() -> None:
     graph = {"1": node("A", x=["2", 0]), "2": node("B", x=["1", 0]), "3": node("C")}
     assert list(only(graph, ["1"])) == ["1", "2"]
-
-
-# fresh
-
-
-def test_the_last_nodes_alone_are_made_to_differ() -> None:
-    graph = {**classic(), "10": node("PreviewImage", images=["8", 0])}
-    before = copy.deepcopy(graph)
-    made = fresh_nodes(graph, "now")
-    assert [node_id for node_id in made if made[node_id] != graph[node_id]] == ["9", "10"]
-    assert made["10"] == node("PreviewImage", images=["8", 0], **{FRESH: "now"})
-    assert graph == before
 
 
 # on workflows

@@ -34,6 +34,7 @@ from .errors import (
     error_of,
 )
 from .follow import Follower
+from .fresh import fresh_nodes
 from .inputs import Brought, Inputs
 from .link import Link
 from .look import Looker
@@ -49,7 +50,6 @@ from .models import (
     Timeouts,
     UploadedFile,
 )
-from .parts import fresh_nodes
 from .shield import to_the_end
 from .submit import BeforeSend, key_id, send_once
 from .tracker import ABSENCES, Tracker

@@ -19,9 +19,6 @@ from .ui import Slot
 from .upstream import is_link
 
 Graph = Mapping[str, Any]
-# An input that no class has: ComfyUI passes it over when a node runs, but it is part of what the cache
-# compares (comfy_execution/caching.py, get_immediate_node_signature, 0.3.64 and 0.27.0).
-FRESH = "comfyflow_fresh"
 
 
 def only(nodes: Graph, chosen: Iterable[str]) -> dict[str, Any]:
@@ -175,15 +172,3 @@ def _with(node: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     inputs = {**node["inputs"], **changes}
     gone = {name for name, value in changes.items() if value is None}
     return {**node, "inputs": {name: value for name, value in inputs.items() if name not in gone}}
-
-
-def fresh_nodes(nodes: Graph, mark: str) -> dict[str, Any]:
-    """The graph, whose last nodes differ by `mark` from all that ran before.
-
-    Nothing is linked to them, so they are what gives the files; a server does not have them in its cache.
-    """
-    used = {source for node in nodes.values() for source, _ in _links(node).values()}
-    return {
-        node_id: node if node_id in used else {**node, "inputs": {**node["inputs"], FRESH: mark}}
-        for node_id, node in nodes.items()
-    }

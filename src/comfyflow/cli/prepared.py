@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import presets, report
+from .. import report
 from ..console import Call, attended, tell
 from ..errors import UsageError, WorkflowInvalid
 from ..models import OnCached
@@ -107,11 +106,15 @@ class Changing:
 
     def values(self) -> list[str]:
         """All assignments, those of presets first. Raises UsageError."""
+        from .. import presets
+
         return [*(one for name in self.preset or () for one in presets.load(name)), *(self.assignments or ())]
 
     def keep(self, workflow: Workflow) -> None:
         """Save the preset, if one is wanted. Raises UsageError."""
         if self.save_preset is not None:
+            from .. import presets
+
             presets.save(self.save_preset, self.values(), workflow.digest)
 
 
@@ -193,6 +196,8 @@ class Prepared:
             self.change.options.keep(plain)
             workflow, given = self.change.set(plain)
         self.call.workflow = workflow
+        from tempfile import TemporaryDirectory
+
         with TemporaryDirectory(prefix="comfyflow-") as folder:
             private, bypass = self.change.options.allow_private, self.change.options.bypass
             workflow = await with_given(workflow, given, client, self.info, Path(folder), private=private)

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import presets, report
+from .. import report
 from ..console import Call, attended, tell
 from ..errors import ServerError, UsageError
-from ..listing import Settable, json_schema, range_text, settable
 from ..overview import counted
 from ..workflow import Workflow
 from .app import Asking, FileArgument, app, command, connected, found
@@ -23,6 +22,7 @@ from .prepared import ObjectInfoOption, SetOption, classes_of, info_now, made_no
 
 if TYPE_CHECKING:
     from ..checking import Judged
+    from ..listing import Settable
     from ..nodeinfo import NodeInfo
 
 OutOption = Annotated[
@@ -119,6 +119,8 @@ def inputs(
     Types and ranges are those of the server, or of --object-info; without either they are guessed from the
     values.
     """
+    from ..listing import json_schema, settable
+
     call = options.call(quiet=False)
     with call.guarded():
         info = classes_of(object_info)
@@ -126,6 +128,8 @@ def inputs(
         digest = workflow.digest
         workflow, _ = patched(workflow, assignments or ())
         if save_preset is not None:
+            from .. import presets
+
             presets.save(save_preset, assignments or (), digest)
         info = info if info is not None or offline else _info(options)
         listed = settable(workflow, info.classes if info else None)
@@ -140,6 +144,8 @@ _COLUMNS = ("INPUT", "NODE", "TYPE", "RANGE", "VALUE")
 
 
 def _row(one: Settable) -> tuple[str, ...]:
+    from ..listing import range_text
+
     cells = one.target, one.title, one.type, range_text(one), _value(one.value)
     return tuple(report.printable(cell) for cell in cells)
 
