@@ -109,6 +109,15 @@ async def test_files_from_the_web_of_one_name_stay_apart_until_they_are_sent(
     assert [await client.has_file(name) for name in _images(made)] == [True, True]
 
 
+async def test_what_is_given_twice_is_fetched_and_read_once(
+    client: ComfyClient, online: str, tmp_path: Path
+) -> None:
+    places = {(title, "image"): f"{online}red" for title in ("a", "b")}
+    made = await with_files(_workflow(a="x", b="x"), places, client, CLASSES, tmp_path, private=True)
+    assert _images(made) == [name_of(RED)] * 2
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 async def test_an_address_inside_of_a_network_is_refused(
     client: ComfyClient, online: str, tmp_path: Path
 ) -> None:

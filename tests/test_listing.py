@@ -86,6 +86,13 @@ def test_without_the_class_the_type_is_that_of_the_value(value: Any, kind: str) 
     assert _one(node("KSampler", steps=value), None).type == kind
 
 
+def test_an_infinite_limit_is_none() -> None:
+    classes = {"A": {"input": {"required": {"x": ["FLOAT", {"min": float("-inf"), "max": float("inf")}]}}}}
+    one = _one(node("A", x=1.5), classes)
+    assert (one.minimum, one.maximum) == (None, None)
+    json.dumps(json_schema([one]), allow_nan=False)
+
+
 def test_a_list_that_the_page_wrapped_is_shown_as_it_is() -> None:
     assert _one(node("Tags", tags={"__value__": ["a"]})).value == ["a"]
     assert _one(node("Unheard", x={"__value__": ["a"]})).value == ["a"]

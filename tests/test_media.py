@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from comfyflow.media import Damaged, Inspector, MediaInfo, media_type_of, sniff
+from comfyflow.media import Damaged, Inspector, MediaInfo, media_type_of, sniff, suffix_of
 
 # -- files: pictures by Pillow, the rest by hand from the formats' specifications --
 
@@ -572,6 +572,12 @@ def test_a_finished_file_can_be_asked_again() -> None:
 )
 def test_the_first_bytes_tell_the_kind(head: bytes, media_type: str | None) -> None:
     assert sniff(head) == media_type
+
+
+def test_a_media_type_has_a_usual_suffix() -> None:
+    found = [suffix_of(kind) for kind in ("image/png", "image/jpeg", "audio/ogg", "model/gltf-binary")]
+    assert found == ["png", "jpg", "ogg", "glb"]
+    assert suffix_of("text/html") is None
 
 
 def test_a_suffix_has_a_media_type() -> None:

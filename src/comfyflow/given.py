@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, Protocol
 
 from .errors import UsageError
@@ -53,6 +52,7 @@ async def with_files(
     `folder` first; addresses inside of a network are refused unless `private`. Raises UsageError for a file
     that is not there, InputUnavailable for a URL.
     """
+    names: dict[str, str] = {}
     for (node_id, name), text in candidates(places).items():
         node = workflow.nodes.get(node_id)
         info = object_info.get(node["class_type"]) if node is not None else None
@@ -61,18 +61,15 @@ async def with_files(
         given = ServedClass(node["class_type"], info).inputs(node["inputs"]).get(name)
         if given is None or upload_of(given) is None:
             continue
-        path = await _fetched(text, folder, private) if is_url(text) else _local(text)
-        workflow = workflow.set_at(node_id, name, await _uploaded(client, path, workflow.label(node_id)))
+        if text not in names:
+            path = await fetch_file(text, folder, private=private) if is_url(text) else _local(text)
+            names[text] = await _uploaded(client, path, workflow.label(node_id))
+        workflow = workflow.set_at(node_id, name, names[text])
     return workflow
 
 
 def _local(text: str) -> Path:
     return Path(text).expanduser()
-
-
-async def _fetched(url: str, folder: Path, private: bool) -> Path:
-    """In a folder of its own: many addresses end with the same name, and all are read later."""
-    return await fetch_file(url, Path(mkdtemp(dir=folder)), private=private)
 
 
 async def _uploaded(client: Uploads, path: Path, label: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
+from math import isfinite
 from typing import Any
 
 from .reference import own_title
@@ -176,4 +177,6 @@ def _is_boxed(value: Any) -> bool:
 
 
 def _number(value: Any) -> float | None:
+    if isinstance(value, float) and not isfinite(value):
+        return None  # "max": Infinity is no limit
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

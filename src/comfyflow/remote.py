@@ -7,54 +7,96 @@ made to that same address; each redirect is looked at anew.
 from __future__ import annotations
 
 import ipaddress
-import mimetypes
-import os
+import shutil
 import socket
 from collections.abc import AsyncIterator
+from email.message import Message
+from functools import partial
 from pathlib import Path
-from urllib.parse import unquote
+from tempfile import mkdtemp
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from anyio import fail_after, to_thread
 from yarl import URL
 
 from .errors import InputUnavailable
-from .names import safe_name
+from .media import HEAD_SIZE, media_type_of, sniff, suffix_of
+from .names import safe_name, split_suffix
 
 LIMIT = 512 * 1024 * 1024  # bytes
 REDIRECTS = 5
 TOTAL, STALL = 600.0, 30.0  # s
 CHUNK = 256 * 1024  # bytes
+
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_UNICAST = ipaddress.ip_network("2000::/3")  # all of the IPv6 internet, by RFC 4291
+# What older versions of `ipaddress` take for public, and where clouds answer with a machine's secrets.
+_INSIDE = [
+    ipaddress.ip_network(text)
+    for text in (
+        "168.63.129.16/32",  # Azure's own services, at a public address
+        "192.0.0.0/24",  # IETF assignments; Oracle's metadata are at 192.0.0.192
+        "192.88.99.0/24",  # 6to4 relays
+        "3fff::/20",  # documentation
+    )
+]
 
 
 def is_url(text: str) -> bool:
     """Whether this names a file of the web."""
-    return text.startswith(("http://", "https://"))
+    return text[:8].lower().startswith(("http://", "https://"))
 
 
 async def fetch_file(url: str, folder: Path, *, limit: int = LIMIT, private: bool = False) -> Path:
-    """Save what a URL answers in `folder`, at most `limit` bytes, and give its path.
+    """Save what a URL answers in a new folder inside of `folder`, at most `limit` bytes, and give its path.
 
-    Addresses that are not of the public internet are refused unless `private`. Nothing of ours is sent along:
-    no cookies, no credentials. Raises InputUnavailable; then, and when it is cancelled, no file stays.
+    The file is called as the server or the URL calls it, with a suffix for what it is. Addresses that are
+    not of the public internet are refused unless `private`. Nothing of ours is sent along: no cookies, no
+    credentials. Raises InputUnavailable; then, and when it is cancelled, no file stays. It takes at most
+    `TOTAL` seconds with all redirects.
     """
-    resolver = None if private else _Public()
-    connector = aiohttp.TCPConnector(resolver=resolver)
-    timeout = aiohttp.ClientTimeout(total=TOTAL, sock_connect=STALL, sock_read=STALL)
+    own = Path(await to_thread.run_sync(partial(mkdtemp, dir=folder)))
     try:
-        async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
-        ) as session:
-            return await _followed(session, URL(url), folder, limit, private=private)
+        return await _fetched(url, own, limit, private=private)
+    except BaseException:
+        shutil.rmtree(own, ignore_errors=True)
+        raise
+
+
+async def _fetched(url: str, folder: Path, limit: int, *, private: bool) -> Path:
+    """Raises InputUnavailable, without what may be a secret: aiohttp's own words can hold the whole URL."""
+    try:
+        with fail_after(TOTAL):
+            async with _session(private) as session:
+                return await _followed(session, URL(url), folder, limit, private=private)
     except TimeoutError as error:
         raise InputUnavailable(f"{_shown(url)} was not there in time: try again, or give a file") from error
     except _NotPublic as error:
-        raise InputUnavailable(f"{_shown(url)}: {error}; allow that with --allow-private") from error
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        cause = error.__cause__ if isinstance(error.__cause__, _NotPublic) else None
-        hint = "; allow that with --allow-private" if cause else ""
-        raise InputUnavailable(f"{_shown(url)} cannot be fetched: {cause or error}{hint}") from error
+        raise InputUnavailable(_inside(url, error)) from error
+    except aiohttp.ClientResponseError as error:
+        raise InputUnavailable(f"{_shown(url)} cannot be fetched: {error.message}") from None
+    except (aiohttp.InvalidURL, ValueError):
+        reason = "is no address of the web, or redirects to what is none"
+        raise InputUnavailable(f"{_shown(url)} {reason}") from None
+    except (aiohttp.ClientError, OSError) as error:
+        if isinstance(error.__cause__, _NotPublic):
+            raise InputUnavailable(_inside(url, error.__cause__)) from error
+        raise InputUnavailable(f"{_shown(url)} cannot be fetched: {error}") from error
+
+
+def _inside(url: str, error: _NotPublic) -> str:
+    return f"{_shown(url)} cannot be fetched: {error}; allow that with --allow-private"
+
+
+def _session(private: bool) -> aiohttp.ClientSession:
+    if private:
+        connector = aiohttp.TCPConnector()
+    else:
+        connector = aiohttp.TCPConnector(resolver=_Public(), socket_factory=_socket)
+    timeout = aiohttp.ClientTimeout(total=None, connect=STALL, sock_connect=STALL, sock_read=STALL)
+    cookies = aiohttp.DummyCookieJar()
+    return aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=cookies, trust_env=False)
 
 
 async def _followed(
@@ -72,19 +114,21 @@ async def _followed(
                 continue
             if answer.status != 200:
                 raise InputUnavailable(f"{_shown(str(url))} answers with status {answer.status}")
-            return await _saved(answer, folder / _name(url, answer.content_type), limit)
+            return await _saved(answer, folder, limit)
     raise InputUnavailable(f"{_shown(str(url))} redirects more than {REDIRECTS} times")
 
 
-async def _saved(answer: aiohttp.ClientResponse, path: Path, limit: int) -> Path:
-    try:
-        with path.open("wb") as file:
-            async for part in _limited(answer, limit):
-                file.write(part)
-    except BaseException:
-        os.unlink(path)
-        raise
-    return path
+async def _saved(answer: aiohttp.ClientResponse, folder: Path, limit: int) -> Path:
+    path, head = folder / ".part", b""
+    with path.open("wb") as file:
+        async for part in _limited(answer, limit):
+            head = head or part[:HEAD_SIZE]
+            await to_thread.run_sync(file.write, part)
+    kind = sniff(head)
+    if kind == "text/html":
+        reason = "answers with a web page: give the address of the file itself"
+        raise InputUnavailable(f"{_shown(str(answer.url))} {reason}")
+    return path.rename(folder / _name(answer, kind))
 
 
 async def _limited(answer: aiohttp.ClientResponse, limit: int) -> AsyncIterator[bytes]:
@@ -101,9 +145,15 @@ async def _limited(answer: aiohttp.ClientResponse, limit: int) -> AsyncIterator[
         raise InputUnavailable(f"{_shown(str(answer.url))} is larger than {limit:,} bytes")
 
 
-def _name(url: URL, content_type: str) -> str:
-    name = safe_name(unquote(url.path.rpartition("/")[2]) or "input")
-    return name if "." in name else name + (mimetypes.guess_extension(content_type) or "")
+def _name(answer: aiohttp.ClientResponse, kind: str | None) -> str:
+    """What the server calls the file, else the URL; nodes choose by the suffix how they read it."""
+    header = Message()
+    header["Content-Disposition"] = answer.headers.get("Content-Disposition", "")
+    told = (header.get_filename() or "").strip('" ')
+    name = safe_name(told or answer.url.name or "input")
+    suffix = suffix_of(kind or "") or suffix_of(answer.content_type)
+    has_one = suffix_of(media_type_of(split_suffix(name)[1][1:].lower()) or "") is not None
+    return name if suffix is None or has_one else f"{name}.{suffix}"
 
 
 def _shown(url: str) -> str:
@@ -137,6 +187,13 @@ class _Public(AbstractResolver):
         await self._resolver.close()
 
 
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """The last look, at what really is connected to, whatever the name of the host was taken for."""
+    family, kind, protocol, _, target = address
+    _check(str(target[0]), str(target[0]))
+    return socket.socket(family, kind, protocol)
+
+
 def _check_literal(host: str) -> None:
     try:
         ipaddress.ip_address(host)
@@ -158,8 +215,10 @@ def is_public(address: str) -> bool:
         inner = found.ipv4_mapped or found.sixtofour
         if found in _NAT64:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        if found.teredo is not None:
-            return False
         if inner is not None:
             return is_public(str(inner))
+        if found not in _UNICAST or found.teredo is not None:
+            return False
+    if any(found in network for network in _INSIDE):
+        return False
     return found.is_global and not found.is_multicast and not found.is_reserved

@@ -19,7 +19,7 @@ Ogg must end where they say.
 from __future__ import annotations
 
 from .inspector import Inspector, MediaInfo
-from .sniffing import HEAD_SIZE, media_type_of, sniff
+from .sniffing import HEAD_SIZE, media_type_of, sniff, suffix_of
 from .tape import Damaged
 
-__all__ = ["HEAD_SIZE", "Damaged", "Inspector", "MediaInfo", "media_type_of", "sniff"]
+__all__ = ["HEAD_SIZE", "Damaged", "Inspector", "MediaInfo", "media_type_of", "sniff", "suffix_of"]

@@ -25,6 +25,11 @@ def media_type_of(suffix: str) -> str | None:
     return _TYPES.get(suffix) or mimetypes.types_map.get(f".{suffix}")
 
 
+def suffix_of(media_type: str) -> str | None:
+    """The usual suffix of a media type (without the dot); None for one that jobs have no use for."""
+    return next((suffix for suffix, kind in _TYPES.items() if kind == media_type), None)
+
+
 def refuse_stand_in(head: bytes, suffix: str) -> None:
     """Raise Damaged for what a proxy or a server sent in place of the file: a page, a message, nothing."""
     found, by_name = sniff(head), media_type_of(suffix)
