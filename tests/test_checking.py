@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from comfyflow import Checker, ComfyClient, MemoryStore, Runner, Workflow
+from comfyflow import Checker, ComfyClient, MemoryStore, Runner, Workflow, checking
 from comfyflow.checking import Judged, judge, judge_by, made
 from comfyflow.errors import BadAnswer, ServerUnreachable, WorkflowFaulty, WorkflowInvalid
 from comfyflow.nodeinfo import NodeInfo
@@ -164,12 +164,19 @@ async def test_of_several_servers_one_that_takes_it_is_enough() -> None:
         await judge([away], graph(name="a"))
 
 
-async def test_a_checker_asks_a_server_once_for_many_workflows() -> None:
+async def test_a_checker_asks_a_server_once_for_many_workflows(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server()
     checker = Checker(One(server))
     for _ in range(3):
         await checker(graph(name="a"))
     assert server.asked == ["classes"]
+    mine = Workflow.load({"1": {"class_type": "Mine", "inputs": {"n": 5}}})
+    for _ in range(3):
+        await checker(mine)  # which the server alone can judge
+    with pytest.raises(WorkflowFaulty):
+        await checker(graph(name="b"))
+    assert server.asked == ["classes"]
+    monkeypatch.setattr(checking, "JUST", -1.0)
     with pytest.raises(WorkflowFaulty):
         await checker(graph(name="b"))
     assert server.asked == ["classes"] * 2  # asked anew before it was refused

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import Any, Protocol
 
@@ -24,7 +24,8 @@ from .workflow import Workflow
 
 log = logging.getLogger("comfyflow.checking")
 
-KEPT = 300.0  # s
+KEPT = 300.0  # s; after that the disk is asked again, and by what is refused the server
+JUST = 2.0  # s; what the server has told since then is not asked again
 
 _ANNOTATED = re.compile(r"(?P<path>.*?)(?: ?\[(?P<type>input|output|temp)\])?", re.DOTALL)
 
@@ -140,10 +141,10 @@ async def _judge(
     targets: Collection[str] | None,
     kept: dict[str, tuple[float, NodeInfo]],
 ) -> Judged:
-    info = await _known(server, kept)
+    at, info = await _known(server, kept)
     options: dict[str, Any] = {"packs": workflow.packs, "targets": targets}
     found = check(workflow.nodes, info.classes, **options)
-    if info.cached and (found.faults or found.undecided):
+    if (found.faults and time.monotonic() - at > JUST) or (found.undecided and at == -inf):
         info = await node_info(server, fresh=True)
         kept[info.source] = time.monotonic(), info
         found = check(workflow.nodes, info.classes, **options)
@@ -151,13 +152,14 @@ async def _judge(
     return Judged(check(workflow.nodes, info.classes, **options, **asked) if asked else found, info.source)
 
 
-async def _known(server: Server, kept: dict[str, tuple[float, NodeInfo]]) -> NodeInfo:
+async def _known(server: Server, kept: dict[str, tuple[float, NodeInfo]]) -> tuple[float, NodeInfo]:
+    """The classes, and when the server told them; -inf for what comes from the disk."""
     at, info = kept.get(server.addresses[0], (-inf, None))
     if info is None or time.monotonic() - at > KEPT:
         info = await node_info(server)
-        kept[info.source] = time.monotonic(), info
-        return info
-    return replace(info, cached=True)
+        at = -inf if info.cached else time.monotonic()
+        kept[info.source] = at, info
+    return at, info
 
 
 async def _asked(server: Server, found: Verdict, brought: Collection[str]) -> dict[str, Any]:
