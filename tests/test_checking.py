@@ -164,6 +164,27 @@ async def test_of_several_servers_one_that_takes_it_is_enough() -> None:
         await judge([away], graph(name="a"))
 
 
+async def test_a_server_that_takes_all_goes_before_one_that_takes_a_part() -> None:
+    both = graph(name="a").to_dict() | {
+        "3": {"class_type": "Load", "inputs": {"name": "b"}},
+        "4": {"class_type": "Save", "inputs": {"images": ["3", 0]}},
+    }
+    servers = [
+        Server({**INFO, "Load": {**INFO["Load"], "input": {"required": {"name": [names]}}}}, url=url)
+        for url, names in (("http://none", ["c"]), ("http://part", ["a"]), ("http://all", ["a", "b"]))
+    ]
+    found = await judge(servers, Workflow.load(both))
+    assert (found.source, found.partial) == ("http://all", False)
+    assert (await judge(servers[:2], Workflow.load(both))).source == "http://part"
+    assert (await judge(servers[1::-1], Workflow.load(both))).source == "http://part"
+
+
+async def test_what_is_refused_everywhere_is_told_by_the_server_with_the_fewest_faults() -> None:
+    less = Server({"Load": INFO["Load"]}, url="http://less")
+    for servers in ([less, Server()], [Server(), less]):
+        assert (await judge(servers, graph(name="b"))).source == "http://a"
+
+
 async def test_a_checker_asks_a_server_once_for_many_workflows(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server()
     checker = Checker(One(server))

@@ -16,8 +16,8 @@ import pytest
 
 from comfyflow import ComfyClient
 from comfyflow.check import check
-from comfyflow.errors import BadAnswer, UsageError
-from comfyflow.nodeinfo import KEPT, from_file, node_info
+from comfyflow.errors import BadAnswer, ServerUnreachable, UsageError
+from comfyflow.nodeinfo import KEPT, first_info, from_file, node_info
 from comfyflow.sim import Sim
 
 WRONG = [
@@ -184,6 +184,15 @@ async def test_a_class_is_decoded_when_it_is_looked_at() -> None:
     assert classes["A"] is classes["A"]
     assert (len(classes), list(classes), "A" in classes, "C" in classes) == (2, ["A", "B"], True, False)
     assert classes.get("C") is None
+
+
+async def test_the_first_server_that_answers_is_asked_anew(comfyui: Sim) -> None:
+    async with ComfyClient("http://127.0.0.1:1") as gone, ComfyClient(comfyui.url) as client:
+        for _ in range(2):
+            found = await first_info([gone, client])
+            assert (found.source, found.cached) == (comfyui.url, False)
+        with pytest.raises(ServerUnreachable):
+            await first_info([gone])
 
 
 async def test_a_real_client_is_asked(comfyui: Sim) -> None:

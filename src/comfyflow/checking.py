@@ -106,7 +106,8 @@ async def judge(
     targets: Collection[str] | None = None,
     kept: dict[str, tuple[float, NodeInfo]] | None = None,
 ) -> Judged:
-    """The verdict of the first server that would take the workflow, else the one with the fewest faults.
+    """The verdict of the first server that would take the workflow, else of one that would run a part of it,
+    else the one with the fewest faults.
 
     `targets` are the output nodes that alone are to run; `kept` is filled with what servers have told, for
     the next call. Raises ServerError when no server can be asked.
@@ -119,14 +120,19 @@ async def judge(
         except ServerError as error:
             fault = error
             continue
-        if best is None or len(found.verdict.faults) < len(best.verdict.faults):
+        if best is None or _rank(found) < _rank(best):
             best = found
-        if best.verdict.accepted is not False:
+        if best.verdict.accepted is not False and not best.partial:
             break
     if best is None:
         assert fault is not None  # there is at least one server
         raise fault
     return best
+
+
+def _rank(found: Judged) -> tuple[bool, bool, int]:
+    """The smaller the better."""
+    return found.verdict.accepted is False, found.partial, len(found.verdict.faults)
 
 
 def judge_by(info: NodeInfo, workflow: Workflow, *, targets: Collection[str] | None = None) -> Judged:

@@ -17,7 +17,7 @@ import re
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ import anyio
 import msgspec
 import platformdirs
 
-from .errors import BadAnswer, UsageError
+from .errors import BadAnswer, ServerError, UsageError
 
 log = logging.getLogger("comfyflow.nodeinfo")
 
@@ -126,6 +126,18 @@ async def node_info(server: Asked, *, fresh: bool = False) -> NodeInfo:
     classes = await anyio.to_thread.run_sync(_read, text, url)
     await anyio.to_thread.run_sync(_keep, path, text)
     return NodeInfo(classes, url)
+
+
+async def first_info(servers: Sequence[Asked]) -> NodeInfo:
+    """What the first server that answers has now. Raises ServerError when none does."""
+    fault: ServerError | None = None
+    for server in servers:
+        try:
+            return await node_info(server, fresh=True)
+        except ServerError as error:
+            fault = error
+    assert fault is not None  # there is at least one server
+    raise fault
 
 
 def _read(text: bytes, url: str) -> Mapping[str, Any]:

@@ -249,9 +249,9 @@ async def with_given(
 async def _classes(client: ComfyClient | ServerPool, info: NodeInfo | None) -> Mapping[str, Any]:
     if info is not None:
         return info.classes
-    from ..nodeinfo import node_info
+    from ..nodeinfo import first_info
 
-    return (await node_info(client.clients[0])).classes
+    return (await first_info(client.clients)).classes
 
 
 def check_form(source: Source) -> None:
@@ -300,15 +300,15 @@ async def _made(source: Source, options: Asking) -> Workflow:
 
 
 def info_now(options: Asking) -> NodeInfo:
-    """The node classes of the first server. Raises ServerError."""
+    """The node classes of the first server that answers. Raises ServerError."""
     return attended(_info(options))
 
 
 async def _info(options: Asking) -> NodeInfo:
-    from ..nodeinfo import node_info
+    from ..nodeinfo import first_info
 
     async with connected(options.settings(), websocket=False) as client:
-        return await node_info(client.clients[0], fresh=True)
+        return await first_info(client.clients)
 
 
 def patched(
