@@ -28,7 +28,7 @@ from typing import Any
 from comfyflow.chains import reached
 from comfyflow.check import check
 from comfyflow.faults import FaultKind, Verdict
-from comfyflow.workflow import is_link
+from comfyflow.upstream import is_link
 
 Graph = dict[str, Any]
 Info = dict[str, Any]
