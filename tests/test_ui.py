@@ -147,7 +147,7 @@ def test_subgraphs_and_group_nodes_are_found() -> None:
     [
         ([{"id": "s"}], "no id or no nodes"),
         ([subgraph(5)], "no id or no nodes"),
-        ([subgraph("s"), subgraph("s")], "two subgraph definitions have the id s"),
+        ([subgraph("s"), subgraph("s")], "two subgraph definitions have the id 's'"),
     ],
 )
 def test_a_malformed_subgraph_is_one_sentence(definitions: Any, part: str) -> None:

@@ -53,7 +53,12 @@ def convert(
     Raises WorkflowInvalid, naming node and title, for what cannot be converted; nothing is guessed in
     silence: a node whose class is unknown is taken by its own list of inputs, with a warning.
     """
-    return _Conversion(ui, object_info, now).converted()
+    try:
+        return _Conversion(ui, object_info, now).converted()
+    except RecursionError as error:
+        raise WorkflowInvalid(
+            "a value of the workflow, or a node class of /object_info, is nested too deeply to be read"
+        ) from error
 
 
 class _Conversion:

@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import WorkflowInvalid
 from .schema import InputSpec, NodeSpec
-from .ui import INPUT_NODE, OUTPUT_NODE, Graph, Link, Node, Saved, Slot, node_from
+from .ui import INPUT_NODE, MAX_NODES, OUTPUT_NODE, Graph, Link, Node, Saved, Slot, brief, node_from
 from .virtual import is_primitive
 from .widgets import Classes
 
@@ -29,9 +29,13 @@ def opened(saved: Saved, classes: Classes) -> Saved:
     """
     subgraphs = dict(saved.subgraphs)
     nodes = dict(saved.root.nodes)
+    size = 0
     for node in saved.root.nodes.values():
         definition = _definition(node, saved.groups)
         if definition is not None:
+            size += sum(len(part) for part in definition.values() if isinstance(part, list))
+            if size > MAX_NODES:
+                raise WorkflowInvalid(f"its group nodes hold more than {MAX_NODES:,} nodes and links")
             name = f"{node.type}#{node.id}"
             subgraphs[name] = _Group(node, definition, classes).graph()
             nodes[node.id] = replace(node, type=name)
@@ -81,7 +85,7 @@ class _Group:
             return None
         spec = self._classes.spec(node.type)
         if spec is None:
-            raise self._fault(f"its inner node {node.label} is of an unknown class, {node.type!r}")
+            raise self._fault(f"its inner node {node.label} is of an unknown class, {brief(node.type)}")
         return spec
 
     def _inner(self, link: Any) -> bool:
@@ -96,6 +100,7 @@ class _Group:
         """The subgraph that does what this group node does."""
         shown = self._shown()
         names = list(shown.inputs.values())
+        positions = {name: at for at, name in reversed([*enumerate(names)])}
         links = [Link(str(link[0]), link[1], str(link[2]), link[3], "*") for link in self._links]
         into = {(link.target, link.target_slot): key for key, link in enumerate(links)}
         nodes: dict[str, Node] = {}
@@ -105,7 +110,7 @@ class _Group:
                 key = into.get((node.id, index))
                 if key is None and (place, slot.name) in shown.inputs:
                     key = len(links)
-                    at = names.index(shown.inputs[place, slot.name])
+                    at = positions[shown.inputs[place, slot.name]]
                     links.append(Link(INPUT_NODE, at, node.id, index, slot.type))
                 slots.append(replace(slot, link=key))
             nodes[node.id] = replace(node, inputs=tuple(slots))

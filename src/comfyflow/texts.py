@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from .ui import Graph, Node, Saved
 from .widgets import Classes
 
-_COMMENT = re.compile(r"/\*[\s\S]*?\*/|//[^\n\r\u2028\u2029]*")
+_COMMENT = re.compile(r"/[/*]")
+_LINE_END = re.compile(r"[\n\r\u2028\u2029]")
 _ESCAPED = re.compile(r"\\([{}|])")
 _PLACEHOLDER = re.compile(r"%([^%]+)%")
 _DATE = re.compile(r"dd?|MM?|hh?|mm?|ss?|yyy?y?")
@@ -27,13 +28,13 @@ def pick(text: str, salt: str) -> tuple[str, bool]:
 
     The page picks at random each time. Here the text and `salt` decide: a file is always the same prompt.
     """
-    chance = random.Random(f"{salt}\n{text}")
+    chance = random.Random(f"{salt}\n{text}".encode("utf-8", "surrogatepass"))
     chosen: list[bool] = []
     return _picked(text, chance, chosen, 0), any(chosen)
 
 
 def _picked(text: str, chance: random.Random, chosen: list[bool], depth: int) -> str:
-    text = _COMMENT.sub("", text)
+    text = _uncommented(text)
     if depth >= _DEPTH:
         return text
     made: list[str] = []
@@ -50,6 +51,26 @@ def _picked(text: str, chance: random.Random, chosen: list[bool], depth: int) ->
             made.append(text[at])
             at += 1
     return _ESCAPED.sub(r"\1", "".join(made))
+
+
+def _uncommented(text: str) -> str:
+    """Leave out `/* ... */`, and `// ...` to the end of its line, in a time that only the length decides."""
+    kept: list[str] = []
+    at = search = 0
+    last = text.rfind("*/")
+    while found := _COMMENT.search(text, search):
+        start, inside = found.span()
+        if found[0] == "/*" and last < inside:  # it has no end, so it is no comment
+            search = start + 1
+            continue
+        kept.append(text[at:start])
+        at = search = _line_end(text, inside) if found[0] == "//" else text.index("*/", inside) + 2
+    return "".join([*kept, text[at:]])
+
+
+def _line_end(text: str, at: int) -> int:
+    found = _LINE_END.search(text, at)
+    return found.start() if found else len(text)
 
 
 def _options(text: str, at: int) -> tuple[list[str], int]:
@@ -74,6 +95,7 @@ class Replacements:
         self._saved = saved
         self._classes = classes
         self._now = now
+        self._names: Mapping[str, Node] | None = None
 
     def applied(self, text: str) -> str:
         """The text with everything replaced that is known; what is not stays as it is."""
@@ -96,10 +118,21 @@ class Replacements:
 
     def _node(self, name: str) -> Node | None:
         """The first node that was registered under this name, else the first with this title."""
-        nodes = list(_all(self._saved.root, self._saved))
-        registered = (node for node in nodes if node.properties.get("Node name for S&R", node.type) == name)
-        titled = (node for node in nodes if node.title == name)
-        return next(registered, None) or next(titled, None)
+        if self._names is None:
+            self._names = _named(self._saved)
+        return self._names.get(name)
+
+
+def _named(saved: Saved) -> Mapping[str, Node]:
+    found: dict[str, Node] = {}
+    for node in _all(saved.root, saved):
+        registered = node.properties.get("Node name for S&R", node.type)
+        if isinstance(registered, str):
+            found.setdefault(registered, node)
+    for node in _all(saved.root, saved):
+        if node.title:
+            found.setdefault(node.title, node)
+    return found
 
 
 def _all(graph: Graph, saved: Saved) -> Iterator[Node]:

@@ -7,8 +7,10 @@ Nothing is resolved here; every fault of form is one sentence.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from reprlib import Repr
 from typing import Any
 
 from .errors import WorkflowInvalid
@@ -17,6 +19,12 @@ MUTED = 2  # LGraphEventMode.NEVER
 BYPASSED = 4  # LGraphEventMode.BYPASS
 INPUT_NODE = "-10"  # the subgraph's own inputs (SubgraphInputNode)
 OUTPUT_NODE = "-20"
+MAX_NODES = 200_000  # after expansion: subgraphs inside of subgraphs, and group nodes, multiply
+_MAX_ID = 100  # signs; expansion puts ids behind each other, so that long ones would multiply too
+_MAX_NUMBER = 10**9  # of a slot or a node in the file; real ones have a few digits
+_SLOT = re.compile("-?[0-9]{1,9}")
+_BRIEF = Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 80
 _LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 
 
@@ -76,7 +84,8 @@ class Node:
     def label(self) -> str:
         """Title and id, for messages: `"Load Checkpoint" (4)`."""
         title = " ".join((self.title or self.type).split())
-        return f'"{title}" ({self.id})'
+        short = title if len(title) <= 80 else f"{title[:77]}..."
+        return f'"{short}" ({self.id})'
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,11 @@ def is_ui(data: Any) -> bool:
     return isinstance(data, Mapping) and isinstance(data.get("nodes"), list)
 
 
+def brief(value: Any) -> str:
+    """A value for messages: never longer than a line, however large or deep it is."""
+    return _BRIEF.repr(value)
+
+
 def read(data: Mapping[str, Any]) -> Saved:
     """Read a saved workflow. Raises WorkflowInvalid, naming the node or link that is malformed."""
     definitions = data.get("definitions")
@@ -113,11 +127,13 @@ def read(data: Mapping[str, Any]) -> Saved:
         if not is_ui(entry) or not isinstance(entry.get("id"), str):
             raise WorkflowInvalid("a subgraph's definition has no id or no nodes: save the workflow again")
         if entry["id"] in subgraphs:
-            raise WorkflowInvalid(f"two subgraph definitions have the id {entry['id']}")
+            raise WorkflowInvalid(f"two subgraph definitions have the id {brief(entry['id'])}")
         subgraphs[entry["id"]] = _graph(entry)
     root = _graph(data)
     last = data.get("last_node_id")
-    subgraphs = _distinct(root, subgraphs, last if isinstance(last, int) else 0)
+    if not isinstance(last, int) or abs(last) >= _MAX_NUMBER:
+        last = 0
+    subgraphs = _distinct(root, subgraphs, last)
     extra = data.get("extra")
     groups = extra.get("groupNodes") if isinstance(extra, Mapping) else None
     return Saved(root, subgraphs, groups if isinstance(groups, Mapping) else {})
@@ -172,20 +188,23 @@ def _graph(data: Mapping[str, Any]) -> Graph:
         dict(_links(data.get("links"))),
         tuple(_slots(data.get("inputs"))),
         tuple(_slots(data.get("outputs"))),
-        str(data.get("name") or ""),
+        _text(data.get("name") or ""),
     )
 
 
 def node_from(entry: Any) -> Node:
     """Read one node. Raises WorkflowInvalid for one without a type or an id."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("type"), str):
-        raise WorkflowInvalid(f"a node has no type: {str(entry)[:80]}")
+        raise WorkflowInvalid(f"a node has no type: {brief(entry)}")
     identity = entry.get("id")
-    if isinstance(identity, bool) or not isinstance(identity, int | str):
-        raise WorkflowInvalid(f"a node of type {entry['type']!r} has no id (a number or a text)")
+    if not _is_id(identity):
+        kind = brief(entry["type"])
+        raise WorkflowInvalid(
+            f"a node of type {kind} has no id (a number, or a text of at most {_MAX_ID} signs)"
+        )
     mode, properties = entry.get("mode", 0), entry.get("properties")
     if not isinstance(mode, int):
-        raise WorkflowInvalid(f"node {identity}: 'mode' must be a number, not {mode!r}")
+        raise WorkflowInvalid(f"node {identity}: 'mode' must be a number, not {brief(mode)}")
     title, named = entry.get("title"), entry.get("widgets_values_named")
     return Node(
         str(identity),
@@ -200,19 +219,30 @@ def node_from(entry: Any) -> Node:
     )
 
 
+def _is_id(identity: Any) -> bool:
+    if isinstance(identity, str):
+        return len(identity) <= _MAX_ID
+    return isinstance(identity, int) and not isinstance(identity, bool) and identity.bit_length() < 300
+
+
 def _slots(entries: Any) -> Iterator[Slot]:
     for entry in entries if isinstance(entries, list) else ():
         if not isinstance(entry, Mapping):
-            raise WorkflowInvalid(f"an input or output of a node is malformed: {str(entry)[:80]}")
+            raise WorkflowInvalid(f"an input or output of a node is malformed: {brief(entry)}")
         widget = entry.get("widget")
         kind = entry.get("type")
         yield Slot(
-            str(entry.get("name", "")),
-            "COMBO" if isinstance(kind, list) else str(kind if kind is not None else "*"),
+            _text(entry.get("name", "")),
+            "COMBO" if isinstance(kind, list) else _text(kind if kind is not None else "*"),
             entry["link"] if isinstance(entry.get("link"), int | str) else None,
-            str(widget.get("name")) if isinstance(widget, Mapping) else None,
+            _text(widget.get("name")) if isinstance(widget, Mapping) else None,
             label if isinstance(label := entry.get("label"), str) else None,
         )
+
+
+def _text(value: Any) -> str:
+    """Names and types are texts; what is none gets a text of its own."""
+    return value if isinstance(value, str) else brief(value)
 
 
 def _links(entries: Any) -> Iterator[tuple[Any, Link]]:
@@ -223,7 +253,7 @@ def _links(entries: Any) -> Iterator[tuple[Any, Link]]:
         if entry is None:
             continue
         if not isinstance(entry, Mapping) or not _sound(entry):
-            raise WorkflowInvalid(f"a link is malformed: {str(entry)[:100]}")
+            raise WorkflowInvalid(f"a link is malformed: {brief(entry)}")
         yield (
             entry["id"],
             Link(
@@ -231,7 +261,7 @@ def _links(entries: Any) -> Iterator[tuple[Any, Link]]:
                 int(entry["origin_slot"]),
                 str(entry["target_id"]),
                 int(entry["target_slot"]),
-                str(entry.get("type", "*")),
+                _text(entry.get("type", "*")),
             ),
         )
 
@@ -248,9 +278,12 @@ def _entries(entries: Any) -> Iterable[Any]:
 
 def _sound(entry: Mapping[str, Any]) -> bool:
     slots = (entry.get("origin_slot"), entry.get("target_slot"))
-    ends = (entry.get("id"), entry.get("origin_id"), entry.get("target_id"))
-    return all(_is_slot(slot) for slot in slots) and all(isinstance(end, int | str) for end in ends)
+    ends = (entry.get("origin_id"), entry.get("target_id"))
+    known = isinstance(entry.get("id"), int | str) and all(_is_id(end) for end in ends)
+    return known and all(_is_slot(slot) for slot in slots)
 
 
 def _is_slot(slot: Any) -> bool:
-    return isinstance(slot, int) or (isinstance(slot, str) and slot.lstrip("-").isdecimal())
+    if isinstance(slot, str):
+        return _SLOT.fullmatch(slot) is not None
+    return isinstance(slot, int) and abs(slot) < _MAX_NUMBER

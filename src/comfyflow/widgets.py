@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import WorkflowInvalid
 from .schema import AUTOGROW, DYNAMIC_COMBO, PAGE_TYPES, InputSpec, NodeSpec, node_spec
-from .ui import Node, Slot
+from .ui import Node, Slot, brief
 from .virtual import is_virtual
 
 # Buttons of the page that are sent like values (extension Comfy.Load3D, 1.45.20).
@@ -72,13 +72,14 @@ def _ordered(node: Node, spec: NodeSpec, values: Filled) -> Iterator[Slot]:
     """
     lost = tuple(f"{given.name}." for given in _unknown_choices(spec, values.values))
     saved = {slot.name: slot for slot in node.inputs}
+    dotted = [name for name in saved if "." in name]
     for given in sorted(spec.inputs, key=lambda given: given.is_widget):
         slot = saved.pop(given.name, None)
         if slot is not None:  # the page gives a type of its own to an input that takes that of its link
             yield replace(slot, type=slot.type if given.type.startswith("COMFY_") else given.type)
         elif given.type != AUTOGROW:  # it has no socket of its own, only those that it grew
             yield Slot(given.name, given.type)
-        grown = [name for name in saved if name.startswith(f"{given.name}.")]
+        grown = [name for name in dotted if name in saved and name.startswith(f"{given.name}.")]
         yield from (slot for slot in map(saved.pop, grown) if _stays(slot, lost, values))
     yield from (slot for slot in saved.values() if _stays(slot, lost, values))
 
@@ -112,7 +113,7 @@ def _unknown_choices(spec: NodeSpec, values: Mapping[str, Any]) -> Iterator[Inpu
 
 def _warnings(node: Node, spec: NodeSpec, values: Mapping[str, Any]) -> Iterator[str]:
     for given in _unknown_choices(spec, values):
-        choice = f"{given.name} = {values.get(given.name)!r}"
+        choice = f"{given.name} = {brief(values.get(given.name))}"
         yield f"node {node.label}: there is no choice {choice}; its inputs are left out"
 
 
@@ -167,7 +168,8 @@ def _by_name(specs: tuple[InputSpec, ...], values: Mapping[str, Any]) -> Iterato
 
 def _unknown(node: Node) -> Filled:
     """The values of a node without a class, under the names that the file gives them itself."""
-    warning = f"node {node.label}: class {node.type!r} is unknown; its inputs are taken as they were saved"
+    kind = brief(node.type)
+    warning = f"node {node.label}: class {kind} is unknown; its inputs are taken as they were saved"
     by_name = node.values if isinstance(node.values, Mapping) else node.named
     if by_name is not None:
         return Filled({name: by_name[name] for name in by_name if name not in _NEVER_SENT}, (warning,))
@@ -175,7 +177,7 @@ def _unknown(node: Node) -> Filled:
     values = _without_controls(node.values if isinstance(node.values, list) else [])
     if len(values) != len(names):
         raise WorkflowInvalid(
-            f"node {node.label}: class {node.type!r} is unknown, and the file holds {len(values)} values "
+            f"node {node.label}: class {kind} is unknown, and the file holds {len(values)} values "
             f"for {len(names)} named inputs: give the /object_info of a server that has this class"
         )
     return Filled(dict(zip(names, values, strict=True)), (warning,))
