@@ -185,10 +185,33 @@ def test_dates_in_file_names_are_those_of_now_where_the_class_saves() -> None:
     assert convert(ui, TEXTS).graph["1"]["inputs"]["filename_prefix"] == "%date:yyyy-MM-dd%/x"
 
 
+def test_what_is_nested_too_deeply_is_one_sentence() -> None:
+    options: dict[str, Any] = {"key": "a"}
+    for _ in range(1_000):
+        required = {"x": ["COMFY_DYNAMICCOMBO_V3", {"options": [options]}]}
+        options = {"key": "a", "inputs": {"required": required}}
+    with pytest.raises(WorkflowInvalid, match="nested too deeply"):
+        convert(ui_of(node(1, "A", ["a"] * 1_000)), {"A": {"input": options["inputs"]}})
+
+
 # whatever a file holds: a graph, or one sentence
 
 SMALL = [name for name in CASES if not name.startswith(("mut", "inst"))]
+ODD: list[Any] = [
+    "--5",
+    "9" * 5000,
+    "\ud800",
+    "{\ud800|a}",
+    "%A.b%",
+    "-10",
+    "Reroute",
+    "SetNode",
+    "KSampler",
+    [[]],
+]
 JUNK: st.SearchStrategy[Any] = st.one_of(
+    st.sampled_from(ODD),
+    st.integers(-9, -1),
     st.none(),
     st.booleans(),
     st.integers(-3, 2**70),

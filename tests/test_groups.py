@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from comfyflow import groups
 from comfyflow.convert import convert
 from comfyflow.errors import WorkflowInvalid
 from comfyflow.groups import opened
@@ -147,6 +148,13 @@ def test_primitives_reroutes_and_notes_inside() -> None:
 def test_a_malformed_group_is_one_sentence(definition: Any, part: str) -> None:
     with pytest.raises(WorkflowInvalid, match=rf'group node "workflow>G" \(9\): .*{part}.*save again'):
         made(definition, {})
+
+
+def test_group_nodes_that_multiply_end_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "MAX_NODES", 5)
+    assert len(made(group([{"type": "Load"}] * 5), {})) == 5
+    with pytest.raises(WorkflowInvalid, match="group nodes hold more than 5 nodes and links"):
+        made(group([{"type": "Load"}] * 3), {}, {"id": 10, "type": "workflow>G"})
 
 
 @pytest.mark.parametrize("kind", ["workflow/G", "KSampler", "workflow>Other"])

@@ -112,6 +112,43 @@ def test_a_link_to_nowhere_is_one_sentence(links: list[Any]) -> None:
         fed([TAKE], links)
 
 
+def test_a_link_to_an_output_that_cannot_be_is_one_sentence() -> None:
+    with pytest.raises(WorkflowInvalid, match=r"input 'a': it is linked to output -1; connect it anew"):
+        fed([node(1, "Make"), TAKE], [link(1, 1, 9, -1)])
+
+
+def test_what_is_wanted_at_the_end_decides_at_each_bypassed_node() -> None:
+    both = [slot("x", "B", 2), slot("y", "A", 3)]
+    nodes = [
+        node(1, "Make"),
+        node(2, "Mix", *both, outputs=[slot("out", "A,B")], mode=4),
+        node(3, "Reroute", slot("", "*", 4)),
+        node(9, "Take", slot("a", link=5)),
+        node(10, "Taken", slot("a", "B", link=6)),
+        node(11, "Taken", slot("a", "C", link=7)),
+        node(12, "Taken", slot("a", "A", link=8)),
+    ]
+    links = [link(2, 1, 2, 1), link(3, 1, 2, 0, 1), link(4, 2, 3), *(link(n, 3, n + 4) for n in (5, 6, 7, 8))]
+    ui = {"nodes": nodes, "links": links}
+    graph = convert(ui, INFO).graph
+    assert [graph[key]["inputs"].get("a") for key in ("9", "10", "11", "12")] == [
+        ["1", 0],
+        ["1", 1],
+        None,
+        ["1", 0],
+    ]
+
+
+def test_many_types_through_one_long_chain_take_no_longer_than_one() -> None:
+    count = 5_000
+    nodes = [node(0, "Make"), *(node(n, "Reroute", slot("", "*", n)) for n in range(1, count))]
+    wanted = [slot(f"a{n}", f"T{n}", count + n) for n in range(count)]
+    links = [link(n, n - 1, n) for n in range(1, count)]
+    links += [link(count + n, count - 1, count, 0, n) for n in range(count)]
+    graph = convert({"nodes": [*nodes, node(count, "Many", *wanted)], "links": links}, INFO).graph
+    assert set(map(tuple, graph[str(count)]["inputs"].values())) == {("0", 0)}
+
+
 def test_a_primitive_writes_into_the_widget_at_its_links_end_alone() -> None:
     primitive = node(1, "PrimitiveNode", widgets_values=[7, "fixed"])
     direct = node(9, "Take", slot("a"), widget("n", 1))
@@ -179,11 +216,35 @@ def test_a_subgraph_that_is_off_is_not_expanded(mode: int) -> None:
 
 
 def test_an_input_of_a_graph_that_it_does_not_have_is_one_sentence() -> None:
-    with pytest.raises(WorkflowInvalid, match="input 'a': .* input 0 of its graph, which has none such"):
+    with pytest.raises(WorkflowInvalid, match=r"input 'a': .* input 0 of its graph, which has none such"):
         fed([node(9, "Take", slot("a", link=1))], [link(1, -10, 9)])
     broken = sub("S", [node(5, "Take", slot("a", link=1))], [link(1, -10, 5, 4)])
-    with pytest.raises(WorkflowInvalid, match="input 'a': .* input 4 of its graph, which has none such"):
+    with pytest.raises(WorkflowInvalid, match=r"input 'a': .* input 4 of its graph, which has none such"):
         fed([node(2, "S")], (), [broken])
+
+
+@pytest.mark.parametrize("place", [-1, -7])
+def test_an_input_or_output_before_the_first_one_is_none(place: int) -> None:
+    straight = inner(link(4, -10, -20, place, 1), outputs=[slot("B")])
+    assert fed([node(2, "S", slot("a")), TAKE], [link(1, 2, 9, 1)], [straight])["9"] is None
+    behind = sub("S", [node(5, "Take", slot("a", link=1))], [link(1, -10, 5, 0, place)], [slot("a")])
+    assert fed([node(2, "S", slot("a"))], (), [behind]) == {"2:5": None}
+
+
+def test_of_two_inputs_of_one_name_the_linked_one_counts() -> None:
+    nodes = [node(1, "Make"), node(2, "S", slot("a"), slot("a", link=7), slot("a", link=8))]
+    assert fed(nodes, [link(7, 1, 2, 1, 1), link(8, 1, 2, 0, 2)], [inner()]) == {"2:5": ["1", 1]}
+
+
+def test_a_subgraph_may_be_called_like_a_class() -> None:
+    called = inner() | {"id": "Make"}
+    nodes = [node(1, "Take", outputs=[slot("A")]), node(2, "Make", slot("x"), slot("a", link=7))]
+    assert fed(nodes, [link(7, 1, 2, 0, 1)], [called]) == {"1": None, "2:5": ["1", 0]}
+
+
+def test_ids_that_meet_when_subgraphs_are_expanded_are_one_sentence() -> None:
+    with pytest.raises(WorkflowInvalid, match="two nodes have the id 2:5, with the subgraphs expanded"):
+        fed([node(2, "S"), node("2:5", "Make")], (), [inner()])
 
 
 def test_a_subgraph_that_contains_itself_is_refused() -> None:

@@ -28,6 +28,10 @@ from comfyflow.widgets import Classes
         (r"{a\|b}", "a|b", False),
         ("end\\", "end\\", False),
         ("}", "}", False),
+        ("a // to the end", "a ", False),
+        ("/*/ no end // gone\n/* still", "/*/ no end \n/* still", False),
+        ("a/**/b /* // */c", "ab c", False),
+        ("\ud800 \\{", "\ud800 {", False),
     ],
 )
 def test_one_of_the_choices_is_picked_and_comments_go(text: str, picked: str, chosen: bool) -> None:
@@ -42,6 +46,14 @@ def test_every_choice_is_picked_by_some_node_and_always_by_the_same() -> None:
 
 def test_choices_that_are_too_deep_stay_as_they_are() -> None:
     assert pick("{" * 60 + "a" + "}" * 60, "1")[0] == "{" * 10 + "a" + "}" * 10
+
+
+def test_half_a_pair_of_signs_does_not_keep_a_choice_from_being_picked() -> None:
+    assert pick("{\ud800|\ud800}", "1") == ("\ud800", True)
+
+
+def test_comments_without_an_end_take_no_longer_than_other_text() -> None:
+    assert pick("/* " * 300_000, "1") == ("/* " * 300_000, False)
 
 
 @given(st.text("{}|\\/* ab\n", max_size=40))
@@ -75,6 +87,7 @@ def saved() -> Saved:
             "properties": {"Node name for S&R": "Named"},
             "title": "Empty",
         },
+        {"id": 3, "type": "Empty", "properties": {"Node name for S&R": ["odd"]}, "title": "Odd"},
     ]
     inner = {"id": "s", "nodes": [{"id": 9, "type": "Empty", "title": "Inner", "widgets_values": [5]}]}
     return read({"nodes": nodes, "definitions": {"subgraphs": [inner]}})
@@ -88,6 +101,7 @@ def saved() -> Saved:
         ("%First.width%", "64"),
         ("%Named.width%", "8"),
         ("%Inner.width%", "5"),
+        ("%Odd.width% %.width%", "0 %.width%"),
         ("%Empty.size% %Named.size%", "2 2.5"),
         ("%Empty.on% %Named.on%", "true false"),
         ("%Empty.name%", "a_b_c"),

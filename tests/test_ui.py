@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from comfyflow.errors import WorkflowInvalid
-from comfyflow.ui import Link, Slot, is_ui, node_from, read
+from comfyflow.ui import Link, Slot, brief, is_ui, node_from, read
 
 
 def node(node_id: Any = 1, kind: Any = "A", **more: Any) -> dict[str, Any]:
@@ -72,6 +72,8 @@ def test_what_a_node_does_not_have_is_empty() -> None:
         (node(None), "has no id"),
         (node(True), "has no id"),
         (node(1.5), "has no id"),
+        (node("x" * 101), "has no id"),
+        (node(2**300), "has no id"),
         (node(1, mode="x"), "'mode' must be a number"),
         (node(1, inputs=[5]), "an input or output of a node is malformed: 5"),
     ],
@@ -79,6 +81,27 @@ def test_what_a_node_does_not_have_is_empty() -> None:
 def test_a_malformed_node_is_one_sentence(entry: Any, part: str) -> None:
     with pytest.raises(WorkflowInvalid, match=part):
         node_from(entry)
+
+
+def deep() -> Any:
+    value: Any = 1
+    for _ in range(5_000):
+        value = {"name": [value]}
+    return value
+
+
+@pytest.mark.parametrize("value", [deep(), "x" * 10**6, ["y" * 90] * 90, {n: "z" * 90 for n in range(90)}])
+def test_what_a_message_quotes_fits_into_a_line(value: Any) -> None:
+    assert len(brief(value)) <= 100
+    with pytest.raises(WorkflowInvalid) as caught:
+        node_from(node(1, mode=value))
+    assert len(caught.value.reason) < 200
+    assert len(node_from(node(1, title=str(value) if isinstance(value, str) else "t" * 999)).label) < 100
+
+
+def test_names_that_are_no_texts_have_a_text() -> None:
+    (found,) = node_from(node(1, inputs=[{"name": deep(), "type": 5, "widget": {"name": None}}])).inputs
+    assert (found.name, found.type, found.widget) == ("{'name': [{...}]}", "5", "None")
 
 
 LINK = Link("1", 0, "2", 3, "MODEL")
@@ -109,6 +132,10 @@ def test_links_of_the_first_files_have_no_type() -> None:
         ([5], "a link is malformed: 5"),
         ([[1, 2]], "a link is malformed"),
         ([[1, 2, "x", 3, 4]], "a link is malformed"),
+        ([[1, 2, "--5", 3, 4]], "a link is malformed"),
+        ([[1, 2, 0, 3, "9" * 5000]], "a link is malformed"),
+        ([[1, 2, 0, 3, 10**9]], "a link is malformed"),
+        ([[1, 2, 0, "x" * 101, 4]], "a link is malformed"),
         ([[1.5, 2, 0, 3, 4]], "a link is malformed"),
     ],
 )
@@ -170,3 +197,9 @@ def test_ids_that_a_subgraph_shares_are_given_anew_as_the_page_does() -> None:
     assert found.subgraphs["s"].links[1] == Link("6", 0, "5", 0, "A")
     assert found.subgraphs["s"].links[2] == Link("-10", 0, "6", 0, "A")
     assert list(found.subgraphs["t"].nodes) == ["7", "8"]
+
+
+@pytest.mark.parametrize("last", [10**4000, -(10**4000), "x", None, 1.5])
+def test_the_last_id_of_the_file_need_not_make_sense(last: Any) -> None:
+    data = {"nodes": [node(1)], "last_node_id": last, "definitions": {"subgraphs": [subgraph("s", node(1))]}}
+    assert list(read(data).subgraphs["s"].nodes) == ["2"]

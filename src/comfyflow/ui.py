@@ -24,7 +24,7 @@ _MAX_ID = 100  # signs; expansion puts ids behind each other, so that long ones 
 _MAX_NUMBER = 10**9  # of a slot or a node in the file; real ones have a few digits
 _SLOT = re.compile("-?[0-9]{1,9}")
 _BRIEF = Repr()
-_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 80
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlong = 2, 80, 80, 80
 _LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 
 
@@ -115,7 +115,8 @@ def is_ui(data: Any) -> bool:
 
 def brief(value: Any) -> str:
     """A value for messages: never longer than a line, however large or deep it is."""
-    return _BRIEF.repr(value)
+    text = _BRIEF.repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def read(data: Mapping[str, Any]) -> Saved:
