@@ -182,6 +182,12 @@ def test_an_input_that_nothing_is_linked_to_shows_the_inner_widget() -> None:
     assert fed([node(2, "O", widget("n"))], (), [inner(), renamed], "n") == {"2:6:5": 3}
 
 
+def test_each_instance_of_a_subgraph_has_what_is_linked_to_it() -> None:
+    instances = [node(n, "S", slot("a"), widget("n", link)) for n, link in ((2, None), (3, 8), (4, None))]
+    found = fed([node(1, "Make"), *instances], [link(8, 1, 3, 0, 1)], [inner()], "n")
+    assert found == {"2:5": 3, "3:5": ["1", 0], "4:5": 3}
+
+
 def test_an_input_without_a_widget_behind_it_is_empty() -> None:
     take = node(5, "Take", slot("a", link=1))
     links = [link(1, -10, 5), link(2, -10, 5, 0, 9), link(3, -10, 77)]

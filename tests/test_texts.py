@@ -88,6 +88,7 @@ def saved() -> Saved:
             "title": "Empty",
         },
         {"id": 3, "type": "Empty", "properties": {"Node name for S&R": ["odd"]}, "title": "Odd"},
+        {"id": 4, "type": "Empty"},
     ]
     inner = {"id": "s", "nodes": [{"id": 9, "type": "Empty", "title": "Inner", "widgets_values": [5]}]}
     return read({"nodes": nodes, "definitions": {"subgraphs": [inner]}})
