@@ -6,7 +6,7 @@ type (ExecutableNodeDTO.ts, #getBypassSlotIndex, 1.45.20). Mute takes the node a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -177,13 +177,17 @@ def _with(node: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return {**node, "inputs": {name: value for name, value in inputs.items() if name not in gone}}
 
 
-def fresh_nodes(nodes: Graph, mark: str) -> dict[str, Any]:
-    """The graph, whose last nodes differ by `mark` from all that ran before.
+def fresh_nodes(nodes: Graph, mark: str, giving: Collection[str] | None) -> dict[str, Any]:
+    """The graph, whose nodes that give files differ by `mark` from all that ran before, so that no server has
+    them in its cache.
 
-    Nothing is linked to them, so they are what gives the files; a server does not have them in its cache.
+    They are those of the classes `giving`, and those that nothing is linked to; all nodes where it is not
+    known which classes give files (None). What comes after a marked node runs again too.
     """
     used = {source for node in nodes.values() for source, _ in _links(node).values()}
     return {
-        node_id: node if node_id in used else {**node, "inputs": {**node["inputs"], FRESH: mark}}
+        node_id: {**node, "inputs": {**node["inputs"], FRESH: mark}}
+        if giving is None or node_id not in used or node["class_type"] in giving
+        else node
         for node_id, node in nodes.items()
     }
