@@ -17,6 +17,7 @@ from comfyflow.batch import (
     jsonl_rows,
     key_of,
     matrix_rows,
+    ranges_apart,
     upload_name,
     with_uploads,
     workflow_of,
@@ -309,3 +310,10 @@ def test_an_input_names_the_file_as_the_server_does() -> None:
 )
 def test_a_file_is_called_by_its_content_on_a_server(path: str, suffix: str) -> None:
     assert upload_name("0" * 64, Path(path)) == f"comfyflow-{'0' * 32}{suffix}"
+
+
+def test_ranges_are_told_from_values() -> None:
+    values = ["6.text=a 1..3", "3.seed=5", "3.cfg=1..x", "3.seed", "6.text=a=1..3"]
+    ranges = ["3.seed=1..100", "3.steps=30..10..-5", "Main.cfg=-3..3"]
+    assert ranges_apart([*values, *ranges]) == (values, ranges)
+    assert ranges_apart([]) == ([], [])

@@ -12,6 +12,7 @@ from commands import Cli, picture, with_node
 from jsonschema import Draft202012Validator
 
 from comfyflow.sim import Sim
+from comfyflow.sim.pictures import Picture, png
 from comfyflow.workflow import MAX_SEED
 
 
@@ -242,3 +243,73 @@ async def test_without_a_server_types_are_guessed_and_that_is_said(cli: Cli) -> 
     assert ended.err.startswith("comfyflow: types are guessed from values: ")
     assert {one["type"] for one in ended.document["inputs"]} == {"INT", "STRING"}
     assert (await cli("inputs", cli.file(picture()), "--offline")).err == ""
+
+
+# files
+
+
+def _loaded(cli: Cli) -> str:
+    """A workflow that saves the picture it loads; and a picture."""
+    (cli.folder / "red.png").write_bytes(png(Picture(8, 4, color=255)))
+    load = {"class_type": "LoadImage", "inputs": {"image": "nothing.png"}, "_meta": {"title": "Photo"}}
+    return cli.file({**picture("loaded"), "1": load})
+
+
+async def test_a_local_file_is_put_onto_the_server_first(cli: Cli, server: Sim) -> None:
+    ended = await cli("run", _loaded(cli), "--wait", "--json", "--set", "Photo.image=red.png")
+    (file,) = ended.document["files"]
+    assert (file["width"], file["height"]) == (8, 4)
+
+
+async def test_a_local_file_is_put_there_for_a_batch_too(cli: Cli, server: Sim, database: str) -> None:
+    cli.record_in(database)
+    arguments = ["--set", "Photo.image=./red.png", "--matrix", "2.filename_prefix=one,two"]
+    ended = await cli("batch", "--workflow", _loaded(cli), *arguments)
+    assert (ended.code, len(ended.lines)) == (0, 2)
+    assert [path for method, path in server.requests if path.endswith("/upload/image")] == ["/upload/image"]
+
+
+# batches
+
+
+async def test_a_range_makes_rows_and_every_row_has_the_other_changes(
+    cli: Cli, server: Sim, database: str
+) -> None:
+    cli.record_in(database)
+    await cli("inputs", cli.file(_two()), "--offline", "--set", "1.width=96", "--save-preset", "wide")
+    arguments = ["--set", "Canvas.color=1..3", "--preset", "wide", "--only", "4", "--bypass", "Turn"]
+    ended = await cli("batch", "--workflow", cli.file(_two()), *arguments, "--json")
+    *rows, last = map(json.loads, ended.lines)
+    assert (ended.code, last["summary"]["rows"]) == (0, 3)
+    files = [(file["filename"][:6], file["width"]) for row in rows for file in row["files"]]
+    assert files == [("second", 96)] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (
+            ["--workflow", "workflow.json", "--matrix", "1.width=64", "--set", "1.color=%random"],
+            "1.color=1..100",
+        ),
+        (["rows.csv", "--workflow", "workflow.json", "--set", "1.color=1..3"], "makes rows of its own"),
+        (["folder", "--set", "1.color=3"], "is a folder of workflows"),
+        (["folder", "--only", "2"], "is a folder of workflows"),
+        (
+            ["--workflow", "workflow.json", "--matrix", "1.color=1,2", "--only", "9"],
+            "--only: there is no node",
+        ),
+    ],
+)
+async def test_what_a_batch_cannot_use_is_told_before_anything_is_sent(
+    cli: Cli, server: Sim, database: str, arguments: list[str], part: str
+) -> None:
+    cli.record_in(database)
+    cli.file(_two())
+    cli.file("1.color\n5\n", "rows.csv")
+    (cli.folder / "folder").mkdir()
+    cli.file(_two(), "folder/one.json")
+    ended = await cli("batch", *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert part in ended.err
+    assert server.requests == []

@@ -105,6 +105,7 @@ def test_a_failed_job_tells_node_and_traceback() -> None:
     "error",
     [
         errors.WorkflowInvalid("is empty", path="a.json"),
+        errors.WorkflowFaulty("would be refused", faults=["one"], path="a.json"),
         errors.ServerUnreachable("no", method="GET", url="u", sent=True),
         errors.JobTimeout("late", view=view(JobState.RUNNING)),
         errors.OutputUnavailable("it is gone", output=OutputFile("1", "a.png")),

@@ -243,3 +243,16 @@ def test_which_input_stands_in_for_an_output(
 )
 def test_what_fits_what(one: str, other: str, yes: bool) -> None:
     assert connects(one, other) is yes
+
+
+def test_a_widget_of_an_instance_that_its_subgraph_does_not_have_shows_nothing() -> None:
+    nodes = [node(7, "S", widget("m", 1)), node(8, "Take", slot("a"), widget("n", 2), widgets_values=[6])]
+    links = [link(1, -10, 7), link(2, -10, 8, 0, 1)]
+    outer = sub("O", nodes, links, [slot("n", "INT")])
+    assert fed([node(2, "O", widget("n"))], (), [inner(), outer], "n")["2:8"] == 6
+
+
+def test_two_nodes_take_from_one_subgraph() -> None:
+    takes = [node(8, "Take", slot("a", link=1)), node(9, "Take", slot("a", link=2))]
+    found = fed([node(2, "S", slot("a")), *takes], [link(1, 2, 8), link(2, 2, 9, 1)], [inner()])
+    assert (found["8"], found["9"]) == (["2:5", 0], None)

@@ -431,9 +431,7 @@ def test_rows_that_others_wrote_are_read_as_far_as_they_go() -> None:
     record = record_of(run, assets, [])
     assert record.job == Job("a", None, "", "s", 1.0)
     assert record.result == JobResult("a", JobState.FAILED, failure=JobFailure('{"text": "x"}'))
-    assert record.files == (
-        SavedFile(OutputFile("", "z.png", reused=None), Path("sub/z.png"), 2, "1", ""),
-    )
+    assert record.files == (SavedFile(OutputFile("", "z.png", reused=None), Path("sub/z.png"), 2, "1", ""),)
 
 
 @pytest.mark.parametrize(

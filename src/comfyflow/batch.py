@@ -85,6 +85,15 @@ def matrix_rows(assignments: Sequence[str], read: Callable[[str], Iterable[str]]
     )
 
 
+def ranges_apart(assignments: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The assignments of one value, and those of a range (`3.seed=1..100`), which make rows of their own."""
+    one: list[str] = []
+    many: list[str] = []
+    for assignment in assignments:
+        (many if _RANGE.fullmatch(assignment.partition("=")[2]) else one).append(assignment)
+    return one, many
+
+
 def workflow_of(row: Row, base: Workflow | None, object_info: Mapping[str, Any] | None = None) -> Workflow:
     """The workflow of a row: its own, or `base`, with its values, but not yet with its `uploads`.
 

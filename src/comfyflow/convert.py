@@ -67,10 +67,6 @@ class _Conversion:
     def converted(self) -> Converted:
         links = self._links
         graph = {place.id: self._api(place) for place in links.places.values() if links.runs(place)}
-        for node in graph.values():
-            gone = [name for name, value in node["inputs"].items() if _dangles(value, graph)]
-            for name in gone:
-                del node["inputs"][name]
         if not graph:
             raise WorkflowInvalid("no node of this workflow runs: all are muted, bypassed or notes")
         named = {place.id: place.node.pack for place in links.places.values() if place.id in graph}
@@ -114,7 +110,3 @@ class _Conversion:
 def _boxed(value: Any) -> Any:
     """A list is taken for a link, so the page wraps it, and the server unwraps it (executionUtil.ts)."""
     return {"__value__": value} if isinstance(value, list) else value
-
-
-def _dangles(value: Any, graph: Mapping[str, Any]) -> bool:
-    return isinstance(value, list) and value[0] not in graph

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Protocol
 
 from .errors import UsageError
@@ -60,13 +61,18 @@ async def with_files(
         given = ServedClass(node["class_type"], info).inputs(node["inputs"]).get(name)
         if given is None or upload_of(given) is None:
             continue
-        path = await fetch_file(text, folder, private=private) if is_url(text) else _local(text)
+        path = await _fetched(text, folder, private) if is_url(text) else _local(text)
         workflow = workflow.set_at(node_id, name, await _uploaded(client, path, workflow.label(node_id)))
     return workflow
 
 
 def _local(text: str) -> Path:
     return Path(text).expanduser()
+
+
+async def _fetched(url: str, folder: Path, private: bool) -> Path:
+    """In a folder of its own: many addresses end with the same name, and all are read later."""
+    return await fetch_file(url, Path(mkdtemp(dir=folder)), private=private)
 
 
 async def _uploaded(client: Uploads, path: Path, label: str) -> str:

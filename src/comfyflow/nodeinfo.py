@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,27 +122,24 @@ async def node_info(server: Asked, *, fresh: bool = False) -> NodeInfo:
     return NodeInfo(classes, url)
 
 
-class Givers:
-    """Which classes of a server give files or texts. Asked once; a class that is new is asked about anew."""
+async def giving(
+    server: Asked, kinds: Collection[str], known: MutableMapping[str, bool]
+) -> frozenset[str] | None:
+    """Those of the classes that give files or texts, or of which the server does not tell; None where it
+    tells nothing. `known` is what it told before, and is filled.
 
-    def __init__(self) -> None:
-        self._known: dict[str, bool] = {}
-
-    async def among(self, server: Asked, kinds: Collection[str]) -> frozenset[str] | None:
-        """Those of the `kinds` that do, or of which the server does not tell; None where it tells nothing.
-
-        They are output nodes, and nodes that show what passes through them (server.py, `output_node` and
-        `has_intermediate_output`, 0.27.0), whether something is linked to them or not.
-        """
-        try:
-            if not self._known.keys() >= set(kinds):
-                info = await node_info(server)
-                if info.cached and any(kind not in info.classes for kind in kinds):
-                    info = await node_info(server, fresh=True)
-                self._known |= {kind: _gives(info.classes.get(kind)) for kind in kinds}
-        except ServerError:
-            return None
-        return frozenset(kind for kind in kinds if self._known[kind])
+    They are output nodes, and nodes that show what passes through them (server.py, `output_node` and
+    `has_intermediate_output`, 0.27.0), whether something is linked to them or not.
+    """
+    try:
+        if not known.keys() >= set(kinds):
+            info = await node_info(server)
+            if info.cached and any(kind not in info.classes for kind in kinds):
+                info = await node_info(server, fresh=True)
+            known.update({kind: _gives(info.classes.get(kind)) for kind in kinds})
+    except ServerError:
+        return None
+    return frozenset(kind for kind in kinds if known[kind])
 
 
 def _gives(entry: object) -> bool:

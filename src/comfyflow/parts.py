@@ -6,7 +6,7 @@ type (ExecutableNodeDTO.ts, #getBypassSlotIndex, 1.45.20). Mute takes the node a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,9 +19,6 @@ from .ui import Slot
 from .upstream import is_link
 
 Graph = Mapping[str, Any]
-# An input that no class has: ComfyUI passes it over when a node runs, but it is part of what the cache
-# compares (comfy_execution/caching.py, get_immediate_node_signature, 0.3.64 and 0.27.0).
-FRESH = "comfyflow_fresh"
 
 
 def only(nodes: Graph, chosen: Iterable[str]) -> dict[str, Any]:
@@ -175,19 +172,3 @@ def _with(node: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     inputs = {**node["inputs"], **changes}
     gone = {name for name, value in changes.items() if value is None}
     return {**node, "inputs": {name: value for name, value in inputs.items() if name not in gone}}
-
-
-def fresh_nodes(nodes: Graph, mark: str, giving: Collection[str] | None) -> dict[str, Any]:
-    """The graph, whose nodes that give files differ by `mark` from all that ran before, so that no server has
-    them in its cache.
-
-    They are those of the classes `giving`, and those that nothing is linked to; all nodes where it is not
-    known which classes give files (None). What comes after a marked node runs again too.
-    """
-    used = {source for node in nodes.values() for source, _ in _links(node).values()}
-    return {
-        node_id: {**node, "inputs": {**node["inputs"], FRESH: mark}}
-        if giving is None or node_id not in used or node["class_type"] in giving
-        else node
-        for node_id, node in nodes.items()
-    }

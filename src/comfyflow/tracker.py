@@ -53,7 +53,8 @@ class Tracker:
 
     __slots__ = (
         "_absences", "_announced", "_at", "_cached", "_done", "_found", "_poll", "_preview", "_ran", "_retry",
-        "_step", "_steps", "ahead", "floor", "node_id", "note", "number", "prompt_id", "result", "state", "stopping", "titles",
+        "_step", "_steps", "ahead", "floor", "node_id", "note", "number", "prompt_id", "result", "state",
+        "stopping", "titles",
     )  # fmt: skip
 
     def __init__(self, prompt_id: str, poll: PollSchedule, titles: Mapping[str, str] | None = None) -> None:

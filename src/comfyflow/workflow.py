@@ -4,6 +4,8 @@ Every fault that can be seen without a server is found here and told in one sent
 changes: each patch returns a new one.
 """
 
+# ruff: noqa: PLC0415 - most workflows run whole
+
 from __future__ import annotations
 
 import hashlib
@@ -17,8 +19,8 @@ from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal
 
-from . import parts
 from .errors import WorkflowInvalid
+from .fresh import FRESH
 from .reference import assigned, input_named, no_input, node_named, title_of
 from .sources import EXPORT, Form, Source, find
 from .upstream import is_link, positive_texts, seed_places
@@ -167,6 +169,8 @@ class Workflow:
 
         Raises WorkflowInvalid, also when none is named.
         """
+        from . import parts
+
         return replace(self, nodes=parts.only(self.nodes, map(self.node_id, references)))
 
     def mute(self, *references: str) -> Workflow:
@@ -174,6 +178,8 @@ class Workflow:
 
         Raises WorkflowInvalid, also when nothing is left.
         """
+        from . import parts
+
         return replace(self, nodes=parts.mute(self.nodes, map(self.node_id, references)))
 
     def bypass(self, *references: str, object_info: Mapping[str, Any]) -> Workflow:
@@ -181,6 +187,8 @@ class Workflow:
 
         Types are taken from `object_info`. Raises WorkflowInvalid for a node of an unknown class.
         """
+        from . import parts
+
         chosen = [self.node_id(reference) for reference in references]
         labels = {node_id: self.label(node_id) for node_id in chosen}
         return replace(self, nodes=parts.bypass(self.nodes, chosen, object_info, labels))
@@ -273,7 +281,7 @@ def _checked_node(node_id: str, node: Any) -> dict[str, Any]:
         # ComfyUI writes `is_changed: NaN` beside the inputs (execution.py, 0.3.64); no server reads it back.
         if key == "inputs" or _finite(part):
             checked[key] = _copied(part, f"{key} of node {label}")
-    checked["inputs"].pop(parts.FRESH, None)  # ours, from when it was sent
+    checked["inputs"].pop(FRESH, None)  # ours, from when it was sent
     return checked
 
 

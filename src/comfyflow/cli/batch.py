@@ -8,11 +8,12 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
@@ -30,7 +31,7 @@ from ..several import aside
 from ..sources import Form, find
 from ..workflow import Workflow
 from .app import Following, KeepOption, Pooling, SharedOption, app, command, connected, found
-from .prepared import Checking, SetOption, classes_of, info_now, made_now, patched
+from .prepared import Change, Changing, Checking, Places, base_of, classes_of, info_now, with_given
 from .recorded import answer, check_folder, recorded
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def batch(
     shared: SharedOption = None,
     keep_content: KeepOption = False,
     ambiguous: AmbiguousOption = Ambiguous.WAIT,
-    assignments: SetOption = None,
+    changing: Changing,
     checking: Checking,
     trying: Trying,
     pooling: Pooling,
@@ -183,22 +184,33 @@ def batch(
     with call.guarded():
         settings = options.settings(output=output, shared=shared, keep_content=keep_content)
         info = classes_of(checking.object_info)
-        load = partial(_base_of, call, info, options, assignments or ())
-        source = _Source.of(rows, matrix or (), workflow, load, order=order, limit=limit)
+        change, ranges = _change(changing, rows)
+        load = partial(_base, call, change, info, options)
+        sides = [*(matrix or ()), *ranges]
+        source = _Source.of(rows, sides, workflow, load, order=order, limit=limit)
+        source.check(changing)
         source = source.with_classes(info, options)
         given = source.open()
         policy = trying.policy(settings)
         check_folder(settings.output)
-        road = _Road(
-            call, settings, options, policy, source, name or source.name, ambiguous, pooling, checking, info
-        )
+        known = call, settings, options, policy, source, name or source.name, ambiguous, pooling, checking
+        road = _Road(*known, info, changing.allow_private)
         attended(road.run(given))
 
 
-def _base_of(
-    call: Call, info: NodeInfo | None, options: Following, assignments: Sequence[str], file: str
-) -> Workflow:
-    return patched(made_now(call, found(file), info, options), assignments)[0]
+def _change(changing: Changing, rows: str | None) -> tuple[Change, list[str]]:
+    """What is changed in the workflow of all rows, and ranges, which make rows. Raises UsageError."""
+    change = Change.of(changing)
+    values, ranges = rows_of.ranges_apart(change.assignments)
+    if rows is not None and ranges:
+        raise UsageError(f"--set: {ranges[0]} makes rows of its own, like --matrix: leave ROWS out")
+    return replace(change, assignments=values), ranges
+
+
+def _base(
+    call: Call, change: Change, info: NodeInfo | None, options: Following, file: str
+) -> tuple[Workflow, Places]:
+    return base_of(call, found(file), change, info, options)
 
 
 # rows
@@ -214,6 +226,7 @@ class _Source:
     order: Order
     limit: int | None
     base_name: str
+    given: Places = field(default_factory=dict)  # what --set says, where it may name a file or a URL
     classes: Mapping[str, Any] | None = None  # for files of rows in UI format
 
     @classmethod
@@ -222,7 +235,7 @@ class _Source:
         rows: str | None,
         matrix: Sequence[str],
         workflow: str | None,
-        load: Callable[[str], Workflow],
+        load: Callable[[str], tuple[Workflow, Places]],
         **which: Any,
     ) -> _Source:
         """Read the workflow, if there is one. Raises UsageError, WorkflowInvalid, ServerError."""
@@ -236,8 +249,16 @@ class _Source:
             raise UsageError("--workflow is missing: name the workflow whose inputs the rows change")
         if workflow == rows == STDIN:
             raise UsageError("both the workflow and the rows cannot come from standard input: name a file")
-        base = None if workflow is None else load(workflow)
-        return cls(rows, matrix, base, base_name=Path(workflow or "").name, **which)
+        base, given = (None, {}) if workflow is None else load(workflow)
+        return cls(rows, matrix, base, base_name=Path(workflow or "").name, given=given, **which)
+
+    def check(self, changing: Changing) -> None:
+        """Raises UsageError for options that would change nothing."""
+        if self.base is None and changing != Changing():
+            raise UsageError(
+                "--set, --preset, --only, --bypass and --mute change the workflow of --workflow: leave them "
+                f"out, {self.rows} is a folder of workflows"
+            )
 
     def with_classes(self, info: NodeInfo | None, options: Following) -> _Source:
         """Ask for the node classes where a file of a folder needs them. Raises ServerError."""
@@ -358,6 +379,7 @@ class _Road:
     pooling: Pooling
     checking: Checking
     info: NodeInfo | None
+    private: bool  # whether files are fetched from addresses inside of a network, too
 
     async def run(self, rows: Iterator[Row | ComfyflowError]) -> None:
         """Run the rows, tell of each as it ends, and of all at the end."""
@@ -367,9 +389,10 @@ class _Road:
         async with recorded(self.call, self.options, required=True) as record, AsyncExitStack() as stack:
             if record.name == "none":
                 tell([FORGETFUL])
+            folder = stack.enter_context(TemporaryDirectory(prefix="comfyflow-"))
             runner = await self._runner(stack, record.store)
             await runner.client.ready()  # a wrong address is told at once, not row by row
-            base, classes = self.source.base, self.source.classes
+            base, classes = await self._base(runner.client, Path(folder)), self.source.classes
             batch = Batch(runner, self.name, base, self.policy, object_info=classes)
             try:
                 await self._work(batch, rows)
@@ -381,6 +404,12 @@ class _Road:
                 self._sum_up(batch)
         answer(self.call, record, self.call.known, ())
         raise SystemExit(int(batch.tally.exit_code))
+
+    async def _base(self, client: ComfyClient | ServerPool, folder: Path) -> Workflow | None:
+        base, given = self.source.base, self.source.given
+        if base is None:
+            return None
+        return await with_given(base, given, client, self.info, folder, private=self.private)
 
     async def _runner(self, stack: AsyncExitStack, store: Store) -> Runner:
         from ..runner import Runner

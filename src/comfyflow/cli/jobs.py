@@ -127,6 +127,7 @@ def run(
     with call.guarded():
         settings = options.settings(output=output, shared=shared, keep_content=keep_content)
         _check_simulation(simulate, options.server, wait)
+        _check_reuse(reuse, options.database, wait)
         change = Change.of(changing, _seed(seed, call))
         prepared = Prepared.of(call, file, change, checking)
         _check_places(comfyui_output, key)
@@ -392,6 +393,13 @@ def _check_places(comfyui_output: Path | None, key: str | None) -> None:
         raise UsageError(f"--comfyui-output: {comfyui_output} is no folder here: mount it, or leave it out")
     if key == "":
         raise UsageError("--key: an empty key tells nothing apart: give it a text")
+
+
+def _check_reuse(reuse: bool, database: str | None, wait: bool) -> None:
+    if reuse and database == "none":
+        raise UsageError("--reuse looks into the record, and --database none has none: leave one of them out")
+    if reuse and not wait:
+        raise UsageError("--reuse needs --wait: it gives files")
 
 
 def _check_simulation(simulate: bool, servers: Sequence[str] | None, wait: bool) -> None:

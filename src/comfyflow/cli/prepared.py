@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import presets, report
+from .. import report
 from ..console import Call, attended, tell
 from ..errors import UsageError, WorkflowInvalid
 from ..models import OnCached
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from ..pool import ServerPool
 
 RANDOM = "%random"
+Places = dict[tuple[str, str], str]  # by node id and input: what was given
 
 ObjectInfoOption = Annotated[
     Path | None,
@@ -106,11 +106,15 @@ class Changing:
 
     def values(self) -> list[str]:
         """All assignments, those of presets first. Raises UsageError."""
+        from .. import presets
+
         return [*(one for name in self.preset or () for one in presets.load(name)), *(self.assignments or ())]
 
     def keep(self, workflow: Workflow) -> None:
         """Save the preset, if one is wanted. Raises UsageError."""
         if self.save_preset is not None:
+            from .. import presets
+
             presets.save(self.save_preset, self.values(), workflow.digest)
 
 
@@ -127,7 +131,7 @@ class Change:
         """Read the presets. Raises UsageError."""
         return cls(options, seed, options.values())
 
-    def set(self, workflow: Workflow) -> tuple[Workflow, dict[tuple[str, str], str]]:
+    def set(self, workflow: Workflow) -> tuple[Workflow, Places]:
         """With all values; also tells what was given for which input. Raises UsageError."""
         return patched(workflow, self.assignments, self.seed)
 
@@ -159,7 +163,7 @@ class Prepared:
     checking: Checking
     info: NodeInfo | None
     early: Workflow | None
-    given: dict[tuple[str, str], str] = field(default_factory=dict)
+    given: Places = field(default_factory=dict)
 
     @classmethod
     def of(cls, call: Call, file: str, change: Change, checking: Checking) -> Prepared:
@@ -168,7 +172,7 @@ class Prepared:
         info = classes_of(checking.object_info)
         early: Workflow | None = None
         check_form(source)
-        given: dict[tuple[str, str], str] = {}
+        given: Places = {}
         if source.form is Form.API or info is not None:
             made = noted(call, Workflow.made(source, object_info=info.classes if info else None))
             early, given = change.set(made)
@@ -192,34 +196,62 @@ class Prepared:
             self.change.options.keep(plain)
             workflow, given = self.change.set(plain)
         self.call.workflow = workflow
+        from tempfile import TemporaryDirectory
+
         with TemporaryDirectory(prefix="comfyflow-") as folder:
-            workflow = await self._with_files(workflow, given, client, Path(folder))
-            bypass = self.change.options.bypass
-            workflow = self.change.cut(workflow, await self._classes(client) if bypass else None)
+            private, bypass = self.change.options.allow_private, self.change.options.bypass
+            workflow = await with_given(workflow, given, client, self.info, Path(folder), private=private)
+            workflow = self.change.cut(workflow, await _classes(client, self.info) if bypass else None)
             self.call.workflow = workflow
             yield workflow
 
-    async def _with_files(
-        self,
-        workflow: Workflow,
-        given: Mapping[tuple[str, str], str],
-        client: ComfyClient | ServerPool,
-        folder: Path,
-    ) -> Workflow:
-        from ..given import candidates, with_files
 
-        if not candidates(given):
-            return workflow
-        private = self.change.options.allow_private
-        classes = await self._classes(client)
-        return await with_files(workflow, given, client, classes, folder, private=private)
+def base_of(
+    call: Call, source: Source, change: Change, info: NodeInfo | None, options: Asking
+) -> tuple[Workflow, Places]:
+    """The workflow that the rows of a batch change, without the files that were given for its inputs, and
+    what was given. Raises UsageError, WorkflowInvalid, ServerError."""
+    made = made_now(call, source, info, options)
+    changed, given = change.set(made)
+    for (node_id, name), text in given.items():
+        if text == RANDOM and changed.nodes[node_id]["inputs"][name] != text:
+            raise UsageError(
+                "--set: a random value makes another job each time that the batch runs: give a range, like "
+                f"{node_id}.{name}=1..100"
+            )
+    change.options.keep(made)
+    if change.options.bypass and info is None:
+        info = info_now(options)
+    return change.cut(changed, info.classes if info else None), given
 
-    async def _classes(self, client: ComfyClient | ServerPool) -> Mapping[str, Any]:
-        if self.info is not None:
-            return self.info.classes
-        from ..nodeinfo import node_info
 
-        return (await node_info(client.clients[0])).classes
+async def with_given(
+    workflow: Workflow,
+    given: Places,
+    client: ComfyClient | ServerPool,
+    info: NodeInfo | None,
+    folder: Path,
+    *,
+    private: bool,
+) -> Workflow:
+    """The workflow with the files that were given for its inputs; those from the web are saved in `folder`.
+
+    Raises UsageError, and ServerError when no server can be asked which inputs take files.
+    """
+    from ..given import candidates, with_files
+
+    if not candidates(given):
+        return workflow
+    classes = await _classes(client, info)
+    return await with_files(workflow, given, client, classes, folder, private=private)
+
+
+async def _classes(client: ComfyClient | ServerPool, info: NodeInfo | None) -> Mapping[str, Any]:
+    if info is not None:
+        return info.classes
+    from ..nodeinfo import node_info
+
+    return (await node_info(client.clients[0])).classes
 
 
 def check_form(source: Source) -> None:
@@ -281,10 +313,10 @@ async def _info(options: Asking) -> NodeInfo:
 
 def patched(
     workflow: Workflow, assignments: Iterable[str], seed: int | None = None
-) -> tuple[Workflow, dict[tuple[str, str], str]]:
+) -> tuple[Workflow, Places]:
     """The workflow with `--seed` and every `--set`, and what was given for which input. Raises UsageError."""
     option = "--seed"
-    given: dict[tuple[str, str], str] = {}
+    given: Places = {}
     try:
         changed = workflow if seed is None else workflow.seed(seed)
         option = "--set"

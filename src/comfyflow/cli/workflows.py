@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import presets, report
+from .. import report
 from ..console import Call, attended, tell
 from ..errors import ServerError, UsageError
-from ..listing import Settable, json_schema, range_text, settable
 from ..overview import counted
 from ..workflow import Workflow
 from .app import Asking, FileArgument, app, command, connected, found
@@ -23,6 +22,7 @@ from .prepared import ObjectInfoOption, SetOption, classes_of, info_now, made_no
 
 if TYPE_CHECKING:
     from ..checking import Judged
+    from ..listing import Settable
     from ..nodeinfo import NodeInfo
 
 OutOption = Annotated[
@@ -54,7 +54,7 @@ def convert(
 
     The UI format is converted with the node classes of a server, or of --object-info.
     """
-    call = options.call()
+    call = options.call(quiet=False)
     with call.guarded():
         workflow = made_now(call, found(file), classes_of(object_info), options)
         text = json.dumps(workflow.to_dict(), indent=2, ensure_ascii=False)
@@ -84,7 +84,7 @@ def validate(
 
     The exit code is 0 when it would, 3 when it would not, and 4 when it could not be asked.
     """
-    call = options.call(valid=False)
+    call = options.call(quiet=False, valid=False)
     with call.guarded():
         if offline and (object_info or options.server):
             raise UsageError("--offline asks nobody: leave --server and --object-info out")
@@ -119,13 +119,17 @@ def inputs(
     Types and ranges are those of the server, or of --object-info; without either they are guessed from the
     values.
     """
-    call = options.call()
+    from ..listing import json_schema, settable
+
+    call = options.call(quiet=False)
     with call.guarded():
         info = classes_of(object_info)
         workflow = made_now(call, found(file), info, options)
         digest = workflow.digest
         workflow, _ = patched(workflow, assignments or ())
         if save_preset is not None:
+            from .. import presets
+
             presets.save(save_preset, assignments or (), digest)
         info = info if info is not None or offline else _info(options)
         listed = settable(workflow, info.classes if info else None)
@@ -140,6 +144,8 @@ _COLUMNS = ("INPUT", "NODE", "TYPE", "RANGE", "VALUE")
 
 
 def _row(one: Settable) -> tuple[str, ...]:
+    from ..listing import range_text
+
     cells = one.target, one.title, one.type, range_text(one), _value(one.value)
     return tuple(report.printable(cell) for cell in cells)
 
