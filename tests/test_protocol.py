@@ -115,8 +115,8 @@ def test_a_status_names_the_jobs_on_the_server() -> None:
 def test_executing_shows_the_node_of_the_submitted_graph() -> None:
     assert p.parse_frame(
         message("executing", node="5.0.0.1", display_node="5", prompt_id="j")
-    ) == e.NodeStarted("j", "5")
-    assert p.parse_frame(message("executing", node=7, prompt_id="j")) == e.NodeStarted("j", "7")
+    ) == e.NodeStarted("j", "5", "5.0.0.1")
+    assert p.parse_frame(message("executing", node=7, prompt_id="j")) == e.NodeStarted("j", "7", "7")
     assert p.parse_frame(message("executing", node=None, prompt_id="j")) == e.Settled("j")
     assert p.parse_frame(message("executing", node="5")) == e.NodeStarted("", "5")  # after a reconnect
 
@@ -148,7 +148,7 @@ def test_progress_state_counts_nodes_and_names_one_that_runs() -> None:
 def test_executed_carries_files_or_nothing() -> None:
     file = {"filename": "a.png", "subfolder": "s", "type": "temp"}
     event = p.parse_frame(message("executed", node="2", output={"images": [file]}, prompt_id="j"))
-    assert event == e.NodeOutput("j", (OutputFile("2", "a.png", "s", "temp", "images"),), ())
+    assert event == e.NodeOutput("j", (OutputFile("2", "a.png", "s", "temp", "images", reused=None),), ())
     assert p.parse_frame(message("executed", node="2", output=None, prompt_id="j")) == e.NodeOutput("j")
 
 
@@ -429,6 +429,22 @@ def test_success_with_times_files_and_what_was_reused() -> None:
     assert result.outputs == (OutputFile("2", "a.png", reused=True),)
     assert result.texts == (OutputText("3", "text", "hi"), OutputText("5.0.1", "text", "cached", reused=True))
     assert result.reused_nodes == ("2", "5")
+
+
+def test_what_came_up_while_the_job_ran_is_not_in_the_list_of_what_is_cached() -> None:
+    """Real 0.3.64: "5" runs again, as it was changed, and the old file of its "5.0.0.2" comes."""
+    messages = [["execution_cached", {"nodes": ["1"]}]]
+    outputs = {"5.0.0.2": {"images": [{"filename": "a.png"}], "text": ["hi"]}}
+    result = p.parse_history(history(outputs, status_str="success", messages=messages), "j")
+    assert result is not None
+    assert [result.outputs[0].reused, result.texts[0].reused] == [None, None]
+
+
+def test_without_a_word_on_the_cache_nobody_knows_what_was_reused() -> None:
+    result = p.parse_history(history({"2": {"images": [{"filename": "a.png"}]}}, messages=[]), "j")
+    assert result is not None
+    assert [output.reused for output in result.outputs] == [None]
+    assert result.reused_nodes == ()
 
 
 @pytest.mark.parametrize(

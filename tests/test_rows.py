@@ -431,7 +431,7 @@ def test_rows_that_others_wrote_are_read_as_far_as_they_go() -> None:
     record = record_of(run, assets, [])
     assert record.job == Job("a", None, "", "s", 1.0)
     assert record.result == JobResult("a", JobState.FAILED, failure=JobFailure('{"text": "x"}'))
-    assert record.files == (SavedFile(OutputFile("", "z.png"), Path("sub/z.png"), 2, "1", ""),)
+    assert record.files == (SavedFile(OutputFile("", "z.png", reused=None), Path("sub/z.png"), 2, "1", ""),)
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,8 @@ def test_metadata_of_another_make_is_no_reason_to_lose_the_record(metadata: Any,
     run, _, _ = stored(Finished(JOB, DONE))
     record = record_of(run, [{"output_path": "z.png", "metadata": metadata}], [])
     assert record.result == DONE
-    assert record.files == ((SavedFile(OutputFile("", "z.png"), Path("z.png"), 2, "1", ""),) * readable)
+    file = SavedFile(OutputFile("", "z.png", reused=None), Path("z.png"), 2, "1", "")
+    assert record.files == (file,) * readable
 
 
 def test_an_end_without_an_outcome_is_an_end() -> None:

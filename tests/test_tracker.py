@@ -7,6 +7,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +152,37 @@ def test_an_end_that_the_socket_told_counts_when_the_history_is_gone() -> None:
         e.NodeOutput("j", (FILE,), (TEXT,)), e.NodeOutput("j", (FILE,), (TEXT,)), FAILED, e.Settled("j")
     )
     job.stop(1.0)
+    file, text = replace(FILE, reused=None), replace(TEXT, reused=None)  # nothing was heard of the cache
     assert absent_until_lost(job) == JobResult(
-        "j", JobState.FAILED, (FILE,), (TEXT,), FAILED.failure, ended_at=7.0, source="events"
+        "j", JobState.FAILED, (file,), (text,), FAILED.failure, ended_at=7.0, source="events"
     )
+
+
+def test_what_the_socket_tells_of_the_cache_counts_too() -> None:
+    new, old = OutputFile("3", "new.png", reused=None), OutputFile("9", "old.png", reused=None)
+    job = tracker(e.Cached("j", ("9",)), e.NodeOutput("j", (old,)), e.NodeOutput("j", (new,)), SUCCEEDED)
+    result = absent_until_lost(job)
+    assert {file.filename: file.reused for file in result.outputs} == {"old.png": True, "new.png": False}
+
+
+def test_a_node_that_was_seen_to_run_has_not_given_an_old_result() -> None:
+    """0.27.0 may drop a result that it has just listed as cached, and run the node again (--cache-ram)."""
+    outputs = (
+        OutputFile("9", "a.png", reused=True),
+        OutputFile("8", "b.png", reused=True),
+        OutputFile("5.0.2", "c.png", reused=None),
+        OutputFile("5.0.3", "d.png", reused=None),
+    )
+    texts = (OutputText("9", "text", "hi", reused=True),)
+    job = tracker(
+        e.NodeStarted("j", "9", "9"),
+        e.NodeStarted("j", "5", "5.0.2"),
+        e.NodeStarted("j", "8"),  # after a reconnect: it may be of another job
+        e.Recorded("j", JobResult("j", JobState.SUCCEEDED, outputs, texts)),
+    )
+    assert job.result is not None
+    assert [output.reused for output in job.result.outputs] == [False, True, False, None]
+    assert [text.reused for text in job.result.texts] == [False]
 
 
 @pytest.mark.parametrize(

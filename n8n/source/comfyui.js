@@ -765,14 +765,14 @@ function entryOutcome(entry) {
   if (!isObject(entry)) throw new Error(`this holds ${kindOf(entry)} where ComfyUI's history tells of a job`);
   const status = heard(partOf(entry, 'status'));
   const messages = new Map(listOr(partOf(status, 'messages')).filter(isMessage));
-  const cached = listOr(partOf(messages.get('execution_cached'), 'nodes')).map(pythonText);
-  const reused = new Set(cached);
-  const found = foundOutputs(heard(partOf(entry, 'outputs')), reused);
+  const told = messages.get('execution_cached');
+  const cached = new Set(listOr(partOf(told, 'nodes')).map(pythonText));
+  const found = foundOutputs(heard(partOf(entry, 'outputs')), told === undefined ? null : cached);
   const end = END_MESSAGES.find((name) => messages.has(name));
   return {
     ...verdictOf(partOf(status, 'status_str'), messages),
     ...found,
-    reused_nodes: [...reused].sort(compareCodePoints),
+    reused_nodes: [...cached].sort(compareCodePoints),
     started_at: momentOf(messages.get('execution_start')),
     ended_at: momentOf(messages.get(end)),
   };
@@ -837,12 +837,12 @@ function momentOf(data) {
 
 // Every file and text of {node id: {key: values}}, whatever the keys are called. A file is an object with a
 // `filename`; Preview3D names its model as a bare text in `result`; a list of texts alone is text. The same file
-// listed twice is one file.
-function foundOutputs(outputs, reusedNodes) {
+// listed twice is one file. `cached` are the nodes answered from ComfyUI's cache, null where that was not told.
+function foundOutputs(outputs, cached) {
   const files = new Map();
   const texts = [];
   for (const [id, key, value] of outputValues(outputs)) {
-    const reused = reusedNodes.has(id) || reusedNodes.has(id.split('.')[0]);
+    const reused = isReused(id, cached);
     for (const file of filesIn(key, value, 0)) {
       const name = JSON.stringify([file.type, file.subfolder, file.filename]);
       if (!files.has(name)) files.set(name, { node_id: id, ...file, key, reused });
@@ -850,6 +850,13 @@ function foundOutputs(outputs, reusedNodes) {
     for (const text of textsIn(key, value)) texts.push({ node_id: id, key, text, reused });
   }
   return { outputs: [...files.values()].slice(0, MAX_FOUND), texts: texts.slice(0, MAX_FOUND) };
+}
+
+// The cached nodes are those of the sent graph; of what came up at run time ("5.0.1") they tell nothing: null.
+function isReused(id, cached) {
+  if (cached === null) return null;
+  if (cached.has(id) || cached.has(id.split('.')[0])) return true;
+  return id.includes('.') ? null : false;
 }
 
 function outputValues(outputs) {

@@ -75,7 +75,7 @@ function assetOf(job, file) {
     seed: made.seed,
     model: made.model,
     loras: made.loras?.length ? made.loras : null,
-    reused: file.reused ?? false,
+    reused: file.reused,
     server: job.server,
     client_id: job.client_id,
     workflow_digest: job.digest,

@@ -99,6 +99,7 @@ class ComfyClient:
         self._websocket, self._poll, self._ssl, self._previews = websocket, poll, ssl, previews
         self._api = Api(self.server, timeout, session=session, ssl=ssl)
         self._looker = Looker(self._api)
+        self._giving: dict[str, bool] = {}  # which classes give files, as far as it was asked
         self._follower: Follower | None = None
         self.ambiguous = ambiguous
         self._sending: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -198,8 +199,9 @@ class ComfyClient:
         The id is ours (`prompt_id`, a lowercase UUID, or a new one), except on servers before 0.3.45, which
         make their own. `number` is the priority, lowest first; `front` goes before everything. `extra_data`
         comes back in the history. A server may accept a workflow of which it will run only a part; that is an
-        error unless `allow_partial`, and the job is taken back. With `fresh` the nodes at the ends of the
-        graph, which give the files, are not taken from the server's cache.
+        error unless `allow_partial`, and the job is taken back. With `fresh` no node that gives files is
+        taken from the server's cache: each gets an input of our own, which all nodes pass over, and
+        `Workflow.load` takes it out of files again.
 
         Raises WorkflowInvalid, WorkflowRejected, KeyConflict, ServerUnreachable, BadAnswer, and NotSupported
         for a key on such an old server. A request without an answer is never repeated blindly. Cancelling
@@ -212,7 +214,7 @@ class ComfyClient:
             prompt_id = key_id(idempotency_key)
             extra_data = {protocol.EXTRA: {"digest": graph.digest}, **(extra_data or {})}
         job = prompt_id or str(uuid4())
-        nodes = fresh_nodes(graph.nodes, job) if fresh else graph.nodes
+        nodes = await self._fresh(graph, job) if fresh else graph.nodes
         body: dict[str, Any] = {"prompt": nodes, "prompt_id": job, "client_id": self.client_id}
         body |= {"front": True} if front else {}
         body |= {} if number is None else {"number": number}
@@ -231,6 +233,12 @@ class ComfyClient:
         if submission.node_errors:
             await self._take_back(submission)
         return submission.prompt_id
+
+    async def _fresh(self, graph: Workflow, mark: str) -> Mapping[str, Any]:
+        from .nodeinfo import giving  # noqa: PLC0415 - most jobs do without
+
+        kinds = {node["class_type"] for node in graph.nodes.values()}
+        return fresh_nodes(graph.nodes, mark, await giving(self, kinds, self._giving))
 
     async def remembers(self, workflow: Workflow | Mapping[str, Any], idempotency_key: str) -> bool:
         """Whether the server remembers a job of this key. Raises KeyConflict when that has another workflow,

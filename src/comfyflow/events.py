@@ -72,9 +72,13 @@ class Cached(JobEvent):
 
 @dataclass(frozen=True, slots=True)
 class NodeStarted(JobEvent):
-    """A node began. After a reconnect it comes without prompt id [14]."""
+    """A node began. After a reconnect it comes without prompt id [14].
+
+    `node_id` is how the submitted graph names it, `itself` the node that runs, where that is certain.
+    """
 
     node_id: str
+    itself: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

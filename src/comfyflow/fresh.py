@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from .upstream import is_link
@@ -12,13 +12,20 @@ from .upstream import is_link
 FRESH = "comfyflow_fresh"
 
 
-def fresh_nodes(nodes: Mapping[str, Any], mark: str) -> dict[str, Any]:
-    """The graph, whose last nodes differ by `mark` from all that ran before.
+def fresh_nodes(nodes: Mapping[str, Any], mark: str, giving: Collection[str] | None = ()) -> dict[str, Any]:
+    """The graph, whose nodes that give files differ by `mark` from all that ran before, so that no server has
+    them in its cache. What comes after them runs again too.
 
-    Nothing is linked to them, so they are what gives the files; a server does not have them in its cache.
+    They are those of the classes `giving`, and those that nothing is linked to; all nodes where it is not
+    known which classes give files (None).
     """
     used = {value[0] for node in nodes.values() for value in node["inputs"].values() if is_link(value)}
+    marked = {
+        node_id
+        for node_id, node in nodes.items()
+        if giving is None or node_id not in used or node["class_type"] in giving
+    }
     return {
-        node_id: node if node_id in used else {**node, "inputs": {**node["inputs"], FRESH: mark}}
+        node_id: {**node, "inputs": {**node["inputs"], FRESH: mark}} if node_id in marked else node
         for node_id, node in nodes.items()
     }

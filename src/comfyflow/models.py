@@ -94,7 +94,7 @@ class OutputFile:
     subfolder: str = ""
     type: str = "output"
     key: str = "images"  # the list it stood in; community nodes use any name
-    reused: bool = False  # the node was answered from ComfyUI's cache: an earlier job made the file
+    reused: bool | None = False  # an earlier job made it, ComfyUI took it from its cache; None: not known
     server: str | None = field(default=None, compare=False, repr=False)  # whose it is, from a pool
 
     @property
@@ -110,7 +110,7 @@ class OutputText:
     node_id: str
     key: str
     text: str
-    reused: bool = False
+    reused: bool | None = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import re
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +138,31 @@ async def first_info(servers: Sequence[Asked]) -> NodeInfo:
             fault = error
     assert fault is not None  # there is at least one server
     raise fault
+
+
+async def giving(
+    server: Asked, kinds: Collection[str], known: MutableMapping[str, bool]
+) -> frozenset[str] | None:
+    """Those of the classes that give files or texts, or of which the server does not tell; None where it
+    tells nothing. `known` is what it told before, and is filled.
+
+    They are output nodes, and nodes that show what passes through them (server.py, `output_node` and
+    `has_intermediate_output`, 0.27.0), whether something is linked to them or not.
+    """
+    try:
+        if not known.keys() >= set(kinds):
+            info = await node_info(server)
+            if info.cached and any(kind not in info.classes for kind in kinds):
+                info = await node_info(server, fresh=True)
+            known.update({kind: _gives(info.classes.get(kind)) for kind in kinds})
+    except ServerError:
+        return None
+    return frozenset(kind for kind in kinds if known[kind])
+
+
+def _gives(entry: object) -> bool:
+    flags = ("output_node", "has_intermediate_output")
+    return not isinstance(entry, Mapping) or any(entry.get(flag) for flag in flags)
 
 
 def _read(text: bytes, url: str) -> Mapping[str, Any]:

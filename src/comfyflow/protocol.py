@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -263,7 +263,8 @@ def _executing(data: bytes) -> Event:
     if found.node is None:
         return Settled(found.prompt_id)
     node = found.node if found.display_node is None else found.display_node
-    return NodeStarted(found.prompt_id, str(node))
+    itself = str(found.node) if found.prompt_id else None  # else it may be of another job
+    return NodeStarted(found.prompt_id, str(node), itself)
 
 
 def _progress(data: bytes) -> Event:
@@ -512,8 +513,9 @@ def _result(prompt_id: str, entry: _HistoryEntry) -> JobResult:
     status = _mapping(entry.status)
     messages = {item[0]: item[1] for item in _list(status.get("messages")) if _is_message(item)}
     state, failure = _verdict(status.get("status_str"), messages)
-    reused = frozenset(str(node) for node in _list(messages.get("execution_cached", {}).get("nodes")))
-    files, texts = find_outputs(_mapping(entry.outputs), reused)
+    told = messages.get("execution_cached")
+    cached = None if told is None else frozenset(str(node) for node in _list(told.get("nodes")))
+    files, texts = find_outputs(_mapping(entry.outputs), cached)
     return JobResult(
         prompt_id,
         state,
@@ -522,7 +524,7 @@ def _result(prompt_id: str, entry: _HistoryEntry) -> JobResult:
         failure,
         started_at=_moment(messages.get("execution_start")),
         ended_at=next((_moment(messages[name]) for name in _ENDS if name in messages), None),
-        reused_nodes=tuple(sorted(reused)),
+        reused_nodes=tuple(sorted(cached or ())),
     )
 
 
@@ -572,25 +574,39 @@ def _list(value: Any) -> list[Any]:
 
 
 def find_outputs(
-    outputs: Mapping[str, Any], reused: frozenset[str] = frozenset()
+    outputs: Mapping[str, Any], cached: Collection[str] | None = None
 ) -> tuple[tuple[OutputFile, ...], tuple[OutputText, ...]]:
     """Every file and text of `{node id: {key: values}}`, whatever the keys are called.
 
     A file is a dict with a `filename`; Preview3D names its model as a bare string in `result`; a list of
-    strings alone is text. The same file listed twice is one file.
+    strings alone is text. The same file listed twice is one file. `cached` are the nodes that were answered
+    from ComfyUI's cache, None where that was not told.
     """
     files: dict[tuple[str, str, str], OutputFile] = {}
     texts: list[OutputText] = []
     for node_id, ui in outputs.items():
         for key, value in ui.items() if isinstance(ui, dict) else ():
-            cached = node_id in reused or node_id.partition(".")[0] in reused
-            for file in _files(node_id, key, value, cached):
+            reused = is_reused(node_id, cached)
+            for file in _files(node_id, key, value, reused):
                 files.setdefault((file.type, file.subfolder, file.filename), file)
-            texts.extend(OutputText(node_id, key, text, cached) for text in _texts(key, value))
+            texts.extend(OutputText(node_id, key, text, reused) for text in _texts(key, value))
     return tuple(files.values())[:MAX_FOUND], tuple(texts[:MAX_FOUND])
 
 
-def _files(node_id: str, key: str, value: Any, reused: bool, depth: int = 0) -> Iterator[OutputFile]:
+def is_reused(node_id: str, cached: Collection[str] | None) -> bool | None:
+    """Whether a node's output is that of an earlier job, by the nodes of `execution_cached` (socket, and the
+    messages in the history; 0.3.64 and 0.27.0 tell the same in both). None where that does not tell.
+
+    It lists nodes of the sent graph alone (execution.py, `prompt.keys()`). A node that came up at run time,
+    "5.0.0.2", has a cache of its own: 0.3.64 takes its old file from there although "5" ran again.
+    """
+    if cached is None:
+        return None
+    root, inner, _ = node_id.partition(".")
+    return True if node_id in cached or root in cached else None if inner else False
+
+
+def _files(node_id: str, key: str, value: Any, reused: bool | None, depth: int = 0) -> Iterator[OutputFile]:
     if isinstance(value, dict) and isinstance(value.get("filename"), str):
         folder, subfolder = value.get("type"), value.get("subfolder")
         yield OutputFile(
@@ -608,7 +624,7 @@ def _files(node_id: str, key: str, value: Any, reused: bool, depth: int = 0) -> 
         yield from _model(node_id, key, value, reused)
 
 
-def _model(node_id: str, key: str, value: str, reused: bool) -> Iterator[OutputFile]:
+def _model(node_id: str, key: str, value: str, reused: bool | None) -> Iterator[OutputFile]:
     """Preview3D: `result: [model, camera, background]`, a path in the output folder (nodes_load_3d.py)."""
     path, _, folder = value.removesuffix("]").partition(" [")
     subfolder, _, name = path.replace("\\", "/").rpartition("/")

@@ -366,7 +366,7 @@ def _saved_of(asset: Row) -> SavedFile | None:
     metadata, path = asset["metadata"], PurePath(asset["output_path"] or "")
     items = metadata.items() if isinstance(metadata, Mapping) else ()
     known = {key: value for key, value in items if value is not None}
-    output = {"node_id": "", "filename": path.name, **_some(known, *_OF_OUTPUT)}
+    output = {"node_id": "", "filename": path.name, "reused": None, **_some(known, *_OF_OUTPUT)}
     folder = known.get("folder", "")
     file = {"media_type": "", **_some(known, "sha256", "media_type", "width", "height", "duration")}
     file |= {"output": output, "size": known.get("bytes"), "path": str(PurePath(str(folder), path))}

@@ -7,10 +7,24 @@ history records overrules everything. All moments are seconds of one monotonic c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 from . import events as e
-from .models import JobFailure, JobResult, JobState, JobView, PollSchedule, Preview
+from .models import (
+    JobFailure,
+    JobResult,
+    JobState,
+    JobView,
+    OutputFile,
+    OutputText,
+    PollSchedule,
+    Preview,
+)
+from .protocol import is_reused
+
+Output = TypeVar("Output", OutputFile, OutputText)
 
 CLIMBS: dict[type[e.JobEvent], JobState] = {
     e.Accepted: JobState.QUEUED,  # POST /prompt answers only after the job is in the queue
@@ -38,8 +52,9 @@ class Tracker:
     """Follow one job. `titles` maps node ids of its graph to what a person calls them."""
 
     __slots__ = (
-        "_absences", "_announced", "_at", "_done", "_found", "_poll", "_preview", "_retry", "_step", "_steps",
-        "ahead", "floor", "node_id", "note", "number", "prompt_id", "result", "state", "stopping", "titles",
+        "_absences", "_announced", "_at", "_cached", "_done", "_found", "_poll", "_preview", "_ran", "_retry",
+        "_step", "_steps", "ahead", "floor", "node_id", "note", "number", "prompt_id", "result", "state",
+        "stopping", "titles",
     )  # fmt: skip
 
     def __init__(self, prompt_id: str, poll: PollSchedule, titles: Mapping[str, str] | None = None) -> None:
@@ -56,6 +71,8 @@ class Tracker:
         self._absences, self._retry = 0, RETRY_FIRST
         self._announced: e.Announced | None = None
         self._found: tuple[e.NodeOutput, ...] = ()
+        self._cached: frozenset[str] | None = None  # nodes that the server has answered from its cache
+        self._ran: set[str] = set()
         self._step: float | None = None
         self._steps: float | None = None
         self._done: int | None = None
@@ -164,8 +181,8 @@ class Tracker:
     def _vanished(self) -> JobResult:
         """The verdict on a job that is nowhere: what the socket told of its end counts, else it is lost."""
         if self._announced is not None:
-            files = tuple(file for found in self._found for file in found.outputs)
-            texts = tuple(text for found in self._found for text in found.texts)
+            files = self._judged(file for found in self._found for file in found.outputs)
+            texts = self._judged(text for found in self._found for text in found.texts)
             end = self._announced
             return JobResult(
                 self.prompt_id, end.state, files, texts, end.failure, ended_at=end.at, source="events"
@@ -174,11 +191,27 @@ class Tracker:
             return JobResult(self.prompt_id, JobState.CANCELLED, failure=JobFailure("cancelled on request"))
         return JobResult(self.prompt_id, JobState.LOST, failure=JobFailure(LOST))
 
+    def _judged(self, outputs: Iterable[Output]) -> tuple[Output, ...]:
+        """Outputs that the socket told of, with what it told of the cache."""
+        return tuple(replace(output, reused=is_reused(output.node_id, self._cached)) for output in outputs)
+
+    def _corrected(self, outputs: tuple[Output, ...]) -> tuple[Output, ...]:
+        """A node that was seen to run has not given an old result. It may be listed as cached all the same:
+        0.27.0 drops results from its cache while a job runs, when memory is short (`--cache-ram`)."""
+        return tuple(
+            replace(one, reused=False) if one.reused is not False and one.node_id in self._ran else one
+            for one in outputs
+        )
+
     def _settle(self, result: JobResult) -> None:
+        outputs, texts = self._corrected(result.outputs), self._corrected(result.texts)
+        if outputs != result.outputs or texts != result.texts:
+            result = replace(result, outputs=outputs, texts=texts)
         self.state, self.result = result.state, result
         self.ahead = self.node_id = self.note = self._preview = self._announced = self._at = None
         self._step = self._steps = None
         self._found = ()
+        self._ran.clear()
 
     def _place(self, event: e.JobEvent) -> None:
         assert isinstance(event, e.Accepted | e.SeenPending | e.SeenRunning)
@@ -190,6 +223,8 @@ class Tracker:
     def _on_node(self, event: e.JobEvent) -> None:
         assert isinstance(event, e.NodeStarted)
         self._enter(event.node_id)
+        if event.itself is not None:
+            self._ran.add(event.itself)
 
     def _on_progress(self, event: e.JobEvent) -> None:
         assert isinstance(event, e.Progressed)
@@ -206,6 +241,7 @@ class Tracker:
     def _on_cached(self, event: e.JobEvent) -> None:
         assert isinstance(event, e.Cached)
         self._done = max(len(event.nodes), self._done or 0)
+        self._cached = frozenset(event.nodes)
 
     def _on_output(self, event: e.JobEvent) -> None:
         assert isinstance(event, e.NodeOutput)
