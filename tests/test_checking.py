@@ -252,3 +252,20 @@ async def test_a_kept_answer_makes_comfyuis_own_classes_alone() -> None:
     with pytest.raises(WorkflowInvalid, match="'Lost' is unknown"):
         await made([server], find(lost))
     assert server.asked == ["classes"] * 2
+
+
+async def test_a_server_that_is_away_might_take_what_the_others_refuse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away, there = Server(url="http://b"), Server()
+    away.away = True
+    checker = Checker(One(away, there))
+    await checker(graph(name="b"))
+    found = await judge([away, there], graph(name="b"))
+    assert (found.complete, found.verdict.accepted) == (False, False)
+    away.away = False
+    await checker(graph(name="b"))  # it is left out for a while
+    assert away.asked == []
+    monkeypatch.setattr(checking, "REST", -1.0)
+    with pytest.raises(WorkflowFaulty):
+        await checker(graph(name="b"))

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from .workflow import Workflow
 log = logging.getLogger("comfyflow.checking")
 
 KEPT = 300.0  # s; after that the disk is asked again, and by what is refused the server
+REST = 60.0  # s for which a server that did not answer is left out
 JUST = 2.0  # s; what the server has told since then is not asked again
 
 _ANNOTATED = re.compile(r"(?P<path>.*?)(?: ?\[(?P<type>input|output|temp)\])?", re.DOTALL)
@@ -51,10 +52,14 @@ class Server(Asked, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A verdict, and whose it is: a server's URL, or a file's name."""
+    """A verdict, and whose it is: a server's URL, or a file's name.
+
+    `complete` tells that no server was left out because it could not be asked: it might see it otherwise.
+    """
 
     verdict: Verdict
     source: str
+    complete: bool = True
 
     @property
     def partial(self) -> bool:
@@ -76,13 +81,14 @@ class Checker:
     """Look at workflows before they are sent, for `Runner(check=...)`.
 
     Raises WorkflowFaulty for what no server of `client` would take, or would run a part of only unless
-    `allow_partial`. Where no server can be asked nothing is decided. With `info` (a saved `/object_info`) no
-    server is asked. Node classes are kept for five minutes, and asked for anew before anything is refused.
+    `allow_partial`. Where a server cannot be asked nothing is refused. With `info` (a saved `/object_info`)
+    no server is asked. Node classes are kept for five minutes, and asked for anew before anything is refused.
     """
 
     def __init__(self, client: _Asks, *, allow_partial: bool = False, info: NodeInfo | None = None) -> None:
         self._client, self._partial, self._info = client, allow_partial, info
         self._kept: dict[str, tuple[float, NodeInfo]] = {}
+        self._away: dict[str, float] = {}
 
     async def __call__(self, workflow: Workflow) -> None:
         """Raises WorkflowFaulty."""
@@ -90,12 +96,12 @@ class Checker:
             found = judge_by(self._info, workflow)
         else:
             try:
-                found = await judge(self._client.clients, workflow, kept=self._kept)
+                found = await judge(self._client.clients, workflow, kept=self._kept, away=self._away)
             except ServerError as error:
                 log.info("the workflow is sent unchecked: %s", error)
                 return
         refusal = found.refusal(workflow, allow_partial=self._partial)
-        if refusal is not None:
+        if refusal is not None and found.complete:
             raise refusal
 
 
@@ -105,20 +111,25 @@ async def judge(
     *,
     targets: Collection[str] | None = None,
     kept: dict[str, tuple[float, NodeInfo]] | None = None,
+    away: dict[str, float] | None = None,
 ) -> Judged:
     """The verdict of the first server that would take the workflow, else of one that would run a part of it,
     else the one with the fewest faults.
 
-    `targets` are the output nodes that alone are to run; `kept` is filled with what servers have told, for
-    the next call. Raises ServerError when no server can be asked.
+    `targets` are the output nodes that alone are to run; `kept` is filled with what servers have told, and
+    `away` with when one did not answer, for the next call: it is left out for a minute then. Raises
+    ServerError when no server can be asked.
     """
     best: Judged | None = None
     fault: ServerError | None = None
-    for server in servers:
+    away = {} if away is None else away
+    ready = [one for one in servers if time.monotonic() - away.get(one.addresses[0], -inf) > REST]
+    for server in ready or servers:
         try:
             found = await _judge(server, workflow, targets, {} if kept is None else kept)
         except ServerError as error:
             fault = error
+            away[server.addresses[0]] = time.monotonic()
             continue
         if best is None or _rank(found) < _rank(best):
             best = found
@@ -127,7 +138,7 @@ async def judge(
     if best is None:
         assert fault is not None  # there is at least one server
         raise fault
-    return best
+    return replace(best, complete=fault is None and len(ready) == len(servers))
 
 
 def _rank(found: Judged) -> tuple[bool, bool, int]:
