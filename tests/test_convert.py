@@ -130,6 +130,18 @@ def test_an_unknown_class_whose_values_have_no_names_is_refused_with_the_way_out
         convert(ui_of(node(1, "MyLoader", ["a", "b"])), {})
 
 
+def test_all_nodes_that_cannot_be_converted_are_told_at_once() -> None:
+    lost = [
+        node(number, f"Lost{number}", ["a", "b"], properties={"cnr_id": "pack"}) for number in range(1, 12)
+    ]
+    with pytest.raises(WorkflowInvalid) as caught:
+        convert(ui_of(*lost[:1], node(20, "Anything Everywhere")), {})
+    assert caught.value.reason.startswith("2 nodes cannot be converted: ")
+    assert "'Lost1' of the pack 'pack' is unknown" in caught.value.reason
+    with pytest.raises(WorkflowInvalid, match=r"11 nodes cannot be converted: .*; and 3 more$"):
+        convert(ui_of(*lost), {})
+
+
 def test_an_unknown_class_that_does_not_run_is_nobodys_concern() -> None:
     ui = ui_of(node(1, "MyLoader", ["a", "b"], mode=2), node(2, "SaveMine"))
     assert list(convert(ui, {}).graph) == ["2"]

@@ -6,7 +6,7 @@ frontend, 1.45.20; measured on the page's own conversions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,6 +19,7 @@ from .ui import Node, read
 from .virtual import refused
 from .widgets import Classes
 
+_TOLD = 8  # nodes that one message names
 # Their file names may hold %date:yyyy-MM-dd% and %Node.widget% (saveImageExtraOutput.ts).
 _SAVERS = frozenset(
     {
@@ -71,18 +72,38 @@ class _Conversion:
 
     def converted(self) -> Converted:
         links = self._links
-        graph = {place.id: self._api(place) for place in links.places.values() if links.runs(place)}
+        ready = [place for place in links.places.values() if links.runs(place)]
+        self._check(ready)
+        graph = {place.id: self._api(place) for place in ready}
         if not graph:
             raise WorkflowInvalid("no node of this workflow runs: all are muted, bypassed or notes")
         named = {place.id: place.node.pack for place in links.places.values() if place.id in graph}
         packs = {node_id: pack for node_id, pack in named.items() if pack}
         return Converted(graph, tuple(self._warnings), packs)
 
-    def _api(self, place: Place) -> dict[str, Any]:
-        node = place.node
+    def _check(self, places: Iterable[Place]) -> None:
+        """All nodes that cannot be converted are told at once."""
+        found = [fault for place in places if (fault := self._fault(place.node)) is not None]
+        faults = list(dict.fromkeys(found))
+        if len(faults) > 1:
+            more = f"; and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
+            told = "; ".join(faults[:_TOLD])
+            raise WorkflowInvalid(f"{len(faults)} nodes cannot be converted: {told}{more}")
+        for fault in faults:
+            raise WorkflowInvalid(fault)
+
+    def _fault(self, node: Node) -> str | None:
         reason = refused(node)
         if reason:
-            raise WorkflowInvalid(f"node {node.label}: {reason}")
+            return f"node {node.label}: {reason}"
+        try:
+            self._classes.filled(node)
+        except WorkflowInvalid as error:
+            return error.reason
+        return None
+
+    def _api(self, place: Place) -> dict[str, Any]:
+        node = place.node
         filled = self._classes.filled(node)
         self._warnings |= dict.fromkeys(filled.warnings)
         inputs = {name: self._sent(node, name, value) for name, value in filled.values.items()}

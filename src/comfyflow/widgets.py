@@ -176,8 +176,9 @@ def _unknown(node: Node) -> Filled:
     names = [slot.widget for slot in node.inputs if slot.widget]
     values = _without_controls(node.values if isinstance(node.values, list) else [])
     if len(values) != len(names):
+        pack = f" of the pack {brief(node.pack)}" if node.pack else ""
         raise WorkflowInvalid(
-            f"node {node.label}: class {kind} is unknown, and the file holds {len(values)} values "
+            f"node {node.label}: class {kind}{pack} is unknown, and the file holds {len(values)} values "
             f"for {len(names)} named inputs: give the /object_info of a server that has this class"
         )
     return Filled(dict(zip(names, values, strict=True)), (warning,))
