@@ -16,9 +16,15 @@ from aioresponses import core
 from caller import Caller
 from clusters import Cluster, Databases, migrate
 from commands import Cli, serving
+from hypothesis import settings
 
 from comfyflow import testing
 from comfyflow.sim import Sim
+
+# The same examples in every run, so that what is red is what a change broke; HYPOTHESIS_PROFILE=default searches
+# for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 # the users' fixtures, also where the plugin is not installed
 comfyui = testing.comfyui

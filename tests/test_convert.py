@@ -222,7 +222,7 @@ ODD: list[Any] = [
     [[]],
 ]
 JUNK: st.SearchStrategy[Any] = st.one_of(
-    st.sampled_from(ODD),
+    st.sampled_from(ODD).map(copy.deepcopy),  # a value of its own, so that none is put into itself
     st.integers(-9, -1),
     st.none(),
     st.booleans(),

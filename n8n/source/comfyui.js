@@ -56,7 +56,9 @@ function readValue(state, depth) {
 }
 
 function tooDeep(place) {
-  return `${place} is nested more than ${MAX_GRAPH_DEPTH} levels deep, which no workflow is`;
+  const parts = place.split(', '); // of which the first tell where to look
+  const where = parts.length > 4 ? [...parts.slice(0, 4), '...'].join(', ') : place;
+  return `${where} is nested more than ${MAX_GRAPH_DEPTH} levels deep, which no workflow is`;
 }
 
 function readToken(state) {

@@ -345,6 +345,8 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 def _too_deep(place: str) -> str:
+    parts = place.split(", ")  # of which the first tell where to look
+    place = ", ".join([*parts[:4], "..."] if len(parts) > 4 else parts)
     return f"{place} is nested more than {MAX_DEPTH} levels deep, which no workflow is"
 
 
