@@ -21,8 +21,8 @@ from hypothesis import settings
 from comfyflow import testing
 from comfyflow.sim import Sim
 
-# The same examples in every run, so that what is red is what a change broke; HYPOTHESIS_PROFILE=default searches
-# for new ones.
+# The same examples in every run, so that what is red is what a change broke; HYPOTHESIS_PROFILE=default
+# searches for new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 

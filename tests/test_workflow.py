@@ -234,7 +234,10 @@ ENDLESS["a"] = ENDLESS
         ({"1": _node("A", x=object())}, "a Python object"),
         ({"1": _node("A", x={1: 2})}, "the key 1"),
         ({"1": _node("A", x=Path("a"))}, "cannot be written as JSON"),
-        ({"1": _node("A", x=ENDLESS)}, 'inputs of node "A" (1), x, a, a, ... is nested more than 100 levels deep'),
+        (
+            {"1": _node("A", x=ENDLESS)},
+            'inputs of node "A" (1), x, a, a, ... is nested more than 100 levels deep',
+        ),
     ],
 )
 def test_a_python_graph_that_json_cannot_hold_is_refused(graph: Any, part: str) -> None:

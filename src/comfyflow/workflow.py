@@ -371,9 +371,8 @@ def _fitted(current: Any, value: Any, place: str) -> Any:
     match current:
         case None:
             return new
-        case {"__value__": inner} if not isinstance(
-            new, dict
-        ):  # ComfyUI's page wraps lists that are no links
+        # ComfyUI's page wraps lists that are no links.
+        case {"__value__": inner} if not isinstance(new, dict):
             return {"__value__": _fitted(inner, new, place)}
     if is_link(current):
         return new
