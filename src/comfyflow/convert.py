@@ -22,9 +22,9 @@ from .widgets import Classes
 _TOLD = 8  # nodes that one message names
 # Their file names may hold %date:yyyy-MM-dd% and %Node.widget% (saveImageExtraOutput.ts).
 _SAVERS = frozenset(
-    "SaveImage SaveImageAdvanced SaveSVGNode SaveVideo SaveAnimatedWEBP SaveAnimatedPNG SaveWEBM SaveAudio "
-    "SaveAudioMP3 SaveAudioOpus SaveAudioAdvanced SaveGLB SaveLatent CLIPSave VAESave ModelSave "
-    "LoraSave".split()
+    {"SaveImage", "SaveImageAdvanced", "SaveSVGNode", "SaveAnimatedWEBP", "SaveAnimatedPNG"}
+    | {"SaveVideo", "SaveWEBM", "SaveAudio", "SaveAudioMP3", "SaveAudioOpus", "SaveAudioAdvanced"}
+    | {"SaveGLB", "SaveLatent", "CLIPSave", "VAESave", "ModelSave", "LoraSave"}
 )
 
 
