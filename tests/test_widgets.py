@@ -133,6 +133,9 @@ def test_a_node_of_the_page_and_one_of_an_unknown_class_keep_their_own_slots() -
     [
         (node("B", {"a": 1, "control_after_generate": "fixed"}), {"a": 1}),
         (node("B", [9], named={"a": 1, "upload": "image"}), {"a": 1}),
+        (node("B", [9, "image"], named={"a": 1, "upload": "image"}), {"a": 9}),
+        (node("B", [5, "fixed"], named={"a": 5, "fixed": "fixed"}), {"a": 5}),
+        (node("B", ["b"], named={"fixed": "b"}), {"fixed": "b"}),
         (
             node("B", [7, "fixed", "x"], Slot("s", "INT", None, "s"), Slot("t", "X", None, "t")),
             {"s": 7, "t": "x"},

@@ -170,9 +170,10 @@ def _unknown(node: Node) -> Filled:
     """The values of a node without a class, under the names that the file gives them itself."""
     kind = brief(node.type)
     warning = f"node {node.label}: class {kind} is unknown; its inputs are taken as they were saved"
-    by_name = node.values if isinstance(node.values, Mapping) else node.named
+    by_name = node.values if isinstance(node.values, Mapping) else _named(node)
     if by_name is not None:
-        return Filled({name: by_name[name] for name in by_name if name not in _NEVER_SENT}, (warning,))
+        sent = {name: value for name, value in by_name.items() if not _is_control(name, value)}
+        return Filled(sent, (warning,))
     names = [slot.widget for slot in node.inputs if slot.widget]
     values = _without_controls(node.values if isinstance(node.values, list) else [])
     if len(values) != len(names):
@@ -182,6 +183,19 @@ def _unknown(node: Node) -> Filled:
             f"for {len(names)} named inputs: give the /object_info of a server that has this class"
         )
     return Filled(dict(zip(names, values, strict=True)), (warning,))
+
+
+def _named(node: Node) -> Mapping[str, Any] | None:
+    """The values under the names that were saved beside them; where the two differ the page takes those in
+    `widgets_values`."""
+    if node.named is None or not isinstance(node.values, list) or len(node.values) != len(node.named):
+        return node.named
+    return dict(zip(node.named, node.values, strict=True))
+
+
+def _is_control(name: str, value: Any) -> bool:
+    """Whether this is the page's own; control_after_generate may have the name of its first value."""
+    return name in _NEVER_SENT or (name in _CONTROLS and value in _CONTROLS)
 
 
 def _without_controls(values: list[Any]) -> list[Any]:
