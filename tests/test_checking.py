@@ -209,6 +209,21 @@ async def test_a_checker_decides_nothing_when_nobody_answers() -> None:
     await Checker(One(server))(graph(name="b"))
 
 
+async def test_links_to_nothing_are_refused_where_an_output_needs_them_and_when_nobody_answers() -> None:
+    nodes = graph(name="a").to_dict()
+    stray = {"class_type": "Load", "inputs": {"name": ["88", 0]}}
+    workflow = Workflow.load({**nodes, "3": stray}, links=False)
+    nodes["2"]["inputs"]["images"] = ["88", 0]
+    needed = Workflow.load(nodes, links=False)
+    server = Server()
+    await Checker(One(server))(workflow)
+    with pytest.raises(WorkflowFaulty):
+        await Checker(One(server))(needed)
+    server.away = True
+    with pytest.raises(WorkflowInvalid, match="linked to node '88', which the workflow does not have"):
+        await Checker(One(server))(workflow)
+
+
 async def test_a_saved_answer_needs_no_server() -> None:
     info = NodeInfo(INFO, "info.json")
     with pytest.raises(WorkflowFaulty, match=r"info\.json would refuse this"):

@@ -137,6 +137,23 @@ async def test_validate_says_when_it_could_not_check(cli: Cli) -> None:
     assert (both.code, "--offline asks nobody" in both.err) == (2, True)
 
 
+async def test_a_link_to_nothing_counts_where_an_output_needs_it(cli: Cli, server: Sim) -> None:
+    graph = picture()
+    graph["7"] = {"class_type": "ImageInvert", "inputs": {"image": ["88", -1]}}
+    stray = cli.file(graph, "stray.json")
+    assert (await cli("validate", stray)).code == 0
+    ran = await cli("run", stray, "--wait", "--output", "out")
+    assert (ran.code, len(ran.lines)) == (0, 1)
+    away = await cli("validate", stray, "--server", "http://127.0.0.1:1")
+    offline = await cli("validate", stray, "--offline")
+    assert away.code == offline.code == 3
+    assert "linked to node '88', which the workflow does not have" in away.err
+    assert away.err == offline.err
+    graph["9"] = {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}}
+    needed = await cli("validate", cli.file(graph, "needed.json"), "--json")
+    assert needed.document["outputs"]["left_out"] == ["9"]
+
+
 async def test_what_only_the_server_can_decide_is_listed(cli: Cli) -> None:
     mine = {
         "Mine": {

@@ -115,6 +115,42 @@ def test_converted_widgets_come_last_and_are_inputs() -> None:
     assert found["9:0"] == {"seed": ["1", 0], "steps": 6}
 
 
+def test_a_converted_widget_keeps_its_value_behind_those_of_all_others() -> None:
+    """As in files of 2025, where each widget has an input, too (hidream_e1 of ComfyUI_examples)."""
+    steps, text = (slot(name, "X", widget={"name": name}) for name in ("steps", "text"))
+    nodes = [
+        {"type": "Sample", "inputs": [slot("model", "MODEL"), steps], "widgets_values": [1, "fixed", 2]},
+        {"type": "Text", "inputs": [slot("clip", "CLIP"), text], "widgets_values": ["p"]},
+    ]
+    found = made(group(nodes), {"widgets_values": [6, "randomize", 7, "q"]})
+    assert found == {"9:0": {"seed": 6, "steps": 7}, "9:1": {"text": "q"}}
+
+
+def test_what_a_class_has_got_since_has_no_value_in_a_group() -> None:
+    nodes = [
+        {"type": "Sample", "inputs": [slot("model", "MODEL")], "widgets_values": [1, "fixed"]},
+        {"type": "Text", "inputs": [slot("clip", "CLIP")], "widgets_values": ["p"]},
+    ]
+    found = made(group(nodes), {"widgets_values": [6, "randomize", "q"]})
+    assert found == {"9:0": {"seed": 6, "steps": 0}, "9:1": {"text": "q"}}
+
+
+def test_an_inner_reroute_is_called_by_the_type_it_carries() -> None:
+    reroute = {"type": "Reroute", "inputs": [slot("", "*")]}
+    sample = {"type": "Sample", "inputs": [slot("model", "MODEL")], "widgets_values": [1, "fixed", 2]}
+    load = {"id": 1, "type": "Load", "widgets_values": ["a"]}
+    config = {"0": {"input": {"MODEL": {"name": "mine"}}}}
+    definition = group([reroute, sample], [[None, 0, 0, 0, 3, "X"], [0, 0, 1, 0, 2, "MODEL"]], config=config)
+    node = {"inputs": [slot("mine", "MODEL", link=4)]}
+    assert made(definition, node, load, links=[[4, 1, 0, 9, 0, "MODEL"]])["9:1"]["model"] == ["1", 0]
+    save = {"id": 2, "type": "Save", "inputs": [slot("latent", "LATENT", link=5)]}
+    for carried, name in (([[None, 0, 0, 0, 3, "LATENT"]], "LATENT"), ([], "*")):
+        node = {"inputs": [slot(name, name, link=4)]}
+        links = [[4, 1, 0, 9, 0, "*"], [5, 9, 0, 2, 0, "*"]]
+        pipe = group([reroute], carried, external=[[0, 0, "LATENT"]])
+        assert made(pipe, node, load, save, links=links)["2"]["latent"] == ["1", 0]
+
+
 def test_primitives_reroutes_and_notes_inside() -> None:
     seed = slot("seed", "INT", widget={"name": "seed"})
     nodes = [
@@ -126,7 +162,7 @@ def test_primitives_reroutes_and_notes_inside() -> None:
     ]
     links = [[0, 0, 1, 1, 1, "INT"], [2, 0, 1, 0, 2, "MODEL"]]
     load = {"id": 1, "type": "Load", "widgets_values": ["a"]}
-    node = {"inputs": [slot("", "MODEL", link=4)], "widgets_values": [55, "fixed", 3]}
+    node = {"inputs": [slot("MODEL", "MODEL", link=4)], "widgets_values": [55, "fixed", 3]}
     found = made(group(nodes, links), node, load, links=[[4, 1, 0, 9, 0, "MODEL"]])
     assert found["9:1"] == {"seed": 55, "steps": 3, "model": ["1", 0]}
     inner = [{"type": "Load"}, {"type": "Reroute", "inputs": [slot("", "*")]}, nodes[1]]

@@ -69,6 +69,11 @@ def test_without_a_sampler_the_prompt_inputs_speak() -> None:
     assert _texts({"1": node("GeminiNode", prompt="a poem", system_prompt="be nice", seed=1)}) == ["a poem"]
 
 
+def test_links_to_nothing_lead_nowhere() -> None:
+    graph = {"1": node("KSampler", positive=["88", 0], seed=["88", 0])}
+    assert (_texts(graph), list(seed_places(graph))) == ([], [])
+
+
 def test_links_in_a_circle_end_the_search_for_a_prompt() -> None:
     graph = {"1": node("KSampler", positive=["2", 0]), "2": node("A", conditioning=["1", 0], x=["2", 0])}
     assert _texts(graph) == []

@@ -16,7 +16,15 @@ def node(kind: str, values: Any = None, node_id: str = "1") -> Node:
 
 @pytest.mark.parametrize(
     ("kind", "yes"),
-    [("Note", True), ("Reroute", True), ("PrimitiveNode", True), ("GetNode", True), ("KSampler", False)],
+    [
+        ("Note", True),
+        ("easy bookmark", True),
+        ("Node Combiner (rgthree)", True),
+        ("Reroute", True),
+        ("PrimitiveNode", True),
+        ("GetNode", True),
+        ("KSampler", False),
+    ],
 )
 def test_the_page_never_sends_some_nodes(kind: str, yes: bool) -> None:
     assert is_virtual(kind) is yes

@@ -255,6 +255,20 @@ def test_a_link_to_a_missing_node_names_both_ends_and_the_input() -> None:
     assert "input 'images' of node \"Save it\" (9) is linked to node '88'" in reason
 
 
+def test_links_to_nothing_may_be_left_to_the_server(tmp_path: Path) -> None:
+    graph = _classic_with("9", _node("KSampler", positive=["88", 0], seed=["99", -1]))
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(graph))
+    workflow = Workflow.load(file, links=False)
+    assert workflow.to_dict() == graph
+    assert isinstance(workflow.prompt_text, str)
+    with pytest.raises(WorkflowInvalid, match="linked to node '88'") as caught:
+        workflow.with_sound_links()
+    assert caught.value.path == str(file)
+    sound = Workflow.load(_classic_with("9", _node("A")), links=False)
+    assert sound.with_sound_links() is sound
+
+
 @pytest.mark.parametrize("slot", ["0", 0.0, True, None, -1])
 def test_a_slot_is_a_whole_number(slot: Any) -> None:
     reason = _reason(_classic_with("9", _node("SaveImage", images=["4", slot])))

@@ -101,7 +101,7 @@ def workflow_of(row: Row, base: Workflow | None, object_info: Mapping[str, Any] 
     Raises WorkflowInvalid, which names the row, also where there is no input for one of the uploads.
     """
     if row.file is not None:
-        return Workflow.load(row.file, object_info=object_info)
+        return Workflow.load(row.file, object_info=object_info, links=False)
     workflow = row.workflow or base
     if workflow is None:
         raise UsageError(f"{row.place}: there is no workflow that its values could go into")

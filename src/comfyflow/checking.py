@@ -81,8 +81,9 @@ class Checker:
     """Look at workflows before they are sent, for `Runner(check=...)`.
 
     Raises WorkflowFaulty for what no server of `client` would take, or would run a part of only unless
-    `allow_partial`. Where a server cannot be asked nothing is refused. With `info` (a saved `/object_info`)
-    no server is asked. Node classes are kept for five minutes, and asked for anew before anything is refused.
+    `allow_partial`. Where a server cannot be asked only links to nothing are refused (WorkflowInvalid). With
+    `info` (a saved `/object_info`) no server is asked. Node classes are kept for five minutes, and asked for
+    anew before anything is refused.
     """
 
     def __init__(self, client: _Asks, *, allow_partial: bool = False, info: NodeInfo | None = None) -> None:
@@ -91,7 +92,7 @@ class Checker:
         self._away: dict[str, float] = {}
 
     async def __call__(self, workflow: Workflow) -> None:
-        """Raises WorkflowFaulty."""
+        """Raises WorkflowFaulty, or WorkflowInvalid where no server can be asked."""
         if self._info is not None:
             found = judge_by(self._info, workflow)
         else:
@@ -99,6 +100,7 @@ class Checker:
                 found = await judge(self._client.clients, workflow, kept=self._kept, away=self._away)
             except ServerError as error:
                 log.info("the workflow is sent unchecked: %s", error)
+                workflow.with_sound_links()
                 return
         refusal = found.refusal(workflow, allow_partial=self._partial)
         if refusal is not None and found.complete:

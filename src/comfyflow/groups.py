@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import inf
 from typing import Any
 
 from .errors import WorkflowInvalid
@@ -68,7 +69,8 @@ class _Group:
             raise self._fault("its definition has no list of nodes")
         self._nodes = [node_from({**entry, "id": place}) for place, entry in enumerate(entries)]
         self._specs = [self._spec(node) for node in self._nodes]
-        self._links = [link for link in links or () if self._inner(link)] if isinstance(links, list) else []
+        self._all_links = links if isinstance(links, list) else []
+        self._links = [link for link in self._all_links if self._inner(link)]
         self._external = {(str(entry[0]), str(entry[1])) for entry in _lists(definition.get("external"), 2)}
         config = definition.get("config")
         self._config: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
@@ -124,6 +126,8 @@ class _Group:
     def _slots(self, place: int) -> tuple[Slot, ...]:
         """The inner node's own inputs; those of its class when the file has none."""
         node, spec = self._nodes[place], self._specs[place]
+        if node.type == "Reroute":
+            return tuple(replace(slot, name=self._carried(place)) for slot in node.inputs[:1])
         if node.inputs or spec is None:
             return node.inputs
         return tuple(Slot(given.name, given.type) for given in spec.inputs if not given.is_widget)
@@ -148,12 +152,24 @@ class _Group:
         return shown
 
     def _socket(self, shown: _Shown, place: int, index: int, slot: Slot) -> None:
+        spec = self._specs[place]
         internal = (place, index) in self._linked
-        if internal or (self._specs[place] is None and self._passes(place)):
+        if internal or (spec is None and self._passes(place)):
             return
         name = self._named(shown, place, slot.name)
+        if spec is not None and slot.widget:  # it keeps its widget, behind all others
+            widgets = self._widgets(place, self._nodes[place], spec)
+            shown.widgets += [(place, given) for given in widgets if given.name == slot.widget]
         if self._configured(place, "input", slot.name).get("visible") is not False:
             shown.inputs[place, slot.name] = name
+
+    def _carried(self, place: int) -> str:
+        """The type of what goes through an inner reroute, by which its input is called (getNodeDef)."""
+        ends = [(self._nodes[link[2]].inputs, link[3]) for link in self._links if link[:2] == [place, 0]]
+        kinds = [inputs[index].type for inputs, index in ends if index < len(inputs)]
+        if not ends:
+            kinds = [link[5] for link in self._all_links if link[2] == place and len(link) > 5]
+        return next((kind for kind in kinds if isinstance(kind, str) and kind != "*"), "*")
 
     def _passes(self, place: int) -> bool:
         """Whether an inner reroute only joins inner nodes."""
@@ -161,7 +177,12 @@ class _Group:
 
     def _widgets(self, place: int, node: Node, spec: NodeSpec | None) -> Iterator[InputSpec]:
         if spec is not None:
-            yield from (given for given in spec.inputs if given.is_widget)
+            # The group has no value for what the class has got since.
+            left: float = len(node.values) if isinstance(node.values, list) and node.values else inf
+            for given in spec.inputs:
+                if given.is_widget and left > 0:
+                    yield given
+                    left -= 1 + given.controls
         elif is_primitive(node.type) and (place, 0) in self._used:
             asked = len(node.values) > 1 if isinstance(node.values, list) else False
             yield InputSpec("value", "INT", {"control_after_generate": asked}, required=True)

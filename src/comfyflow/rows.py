@@ -138,7 +138,7 @@ def record_of(run: Row, assets: Sequence[Row], events: Sequence[Row]) -> JobReco
 def job_of(run: Row) -> Job:
     """The job of a row of workflow_runs. A graph that no server would take is left out."""
     try:
-        workflow = None if run["graph"] is None else Workflow.load(run["graph"])
+        workflow = None if run["graph"] is None else Workflow.load(run["graph"], links=False)
     except WorkflowInvalid:
         workflow = None
     return Job(

@@ -326,7 +326,7 @@ class Runner:
                 raise JobLost(f"job {prompt_id} is known neither to the server nor to the record", view=view)
         workflow, client_id = None, "" if sent is None else sent.client_id
         with suppress(WorkflowInvalid):
-            workflow = None if sent is None else Workflow.load(sent.graph)
+            workflow = None if sent is None else Workflow.load(sent.graph, links=False)
         if known is None:
             return Job(prompt_id, workflow, client_id, str(there.server), time.time())
         return replace(known, workflow=known.workflow or workflow, client_id=known.client_id or client_id)

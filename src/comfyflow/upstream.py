@@ -101,6 +101,8 @@ def _upstream(
         if node_id in seen:
             continue
         seen.add(node_id)
+        if node_id not in graph:  # a link to nothing, in a part that no output may need
+            continue
         found, further = look(node_id, graph[node_id]["inputs"])
         yield from found
         waiting.extend(reversed(further))

@@ -8,7 +8,8 @@ from typing import Any
 from .ui import Graph, Node
 
 _NOTES = frozenset(
-    ["Note", "MarkdownNote", "Label (rgthree)", "Bookmark (rgthree)", "NoteNode", "Note Plus (mtb)"]
+    {"Note", "MarkdownNote", "NoteNode", "Note Plus (mtb)"}
+    | {"Label (rgthree)", "Bookmark (rgthree)", "easy bookmark"}
 )
 # They change modes while the page is used; what they did is in the file.
 _SWITCHES = frozenset(
@@ -23,6 +24,7 @@ _SWITCHES = frozenset(
         "Mute / Bypass Relay",
         "Random Unmuter",
         "Node Collector",
+        "Node Combiner",
     )
 )
 _REROUTES = frozenset(["Reroute", "Reroute (rgthree)"])

@@ -55,16 +55,19 @@ class Workflow:
         source: str | os.PathLike[str] | bytes | Mapping[str, Any] | Workflow,
         *,
         object_info: Mapping[str, Any] | None = None,
+        links: bool = True,
     ) -> Workflow:
         """Take a file (by its path), the bytes of one, a graph, or a workflow.
 
         A file or graph is in API format, in UI format, or media that ComfyUI wrote. The UI format is
-        converted with `object_info`, what `/object_info` of a server tells. Raises WorkflowInvalid, whose
-        `path` is the file's name when there is one.
+        converted with `object_info`, what `/object_info` of a server tells. Without `links` those of a graph
+        in API format are not looked at: a server takes links to nothing in a part that none of its outputs
+        needs, and `Checker` tells which are. Raises WorkflowInvalid, whose `path` is the file's name when
+        there is one.
         """
         if isinstance(source, Workflow):
             return source
-        return cls.made(find(source), object_info=object_info)
+        return cls.made(find(source), object_info=object_info, links=links)
 
     @classmethod
     def parse(
@@ -78,11 +81,14 @@ class Workflow:
         return cls.made(found, object_info=object_info)
 
     @classmethod
-    def made(cls, source: Source, *, object_info: Mapping[str, Any] | None = None) -> Workflow:
-        """Make the workflow of a source that was found. Raises WorkflowInvalid, like `load`."""
+    def made(
+        cls, source: Source, *, object_info: Mapping[str, Any] | None = None, links: bool = True
+    ) -> Workflow:
+        """Make the workflow of a source that was found, like `load`. Raises WorkflowInvalid."""
         try:
             if source.form is Form.API:
-                return cls(_checked(source.data), source.name, source.described)
+                workflow = cls(_checked(source.data), source.name, source.described)
+                return workflow.with_sound_links() if links else workflow
             source.check_form()
             if object_info is None:
                 raise WorkflowInvalid(
@@ -91,9 +97,21 @@ class Workflow:
                 )
             converted = source.converted(object_info)
             graph = _checked(converted.graph)
-            return cls(graph, source.name, source.described, converted.warnings, converted.packs)
+            workflow = cls(graph, source.name, source.described, converted.warnings, converted.packs)
+            return workflow.with_sound_links()
         except WorkflowInvalid as error:
             raise WorkflowInvalid(error.reason, path=source.name) from error.__cause__
+
+    def with_sound_links(self) -> Workflow:
+        """The workflow itself. Raises WorkflowInvalid for a link to a node that is not there, or to what is
+        no number of an output."""
+        try:
+            for node_id, node in self.nodes.items():
+                for name in node["inputs"]:
+                    _check_link(self.nodes, node_id, name)
+        except WorkflowInvalid as error:
+            raise WorkflowInvalid(error.reason, path=self.name) from None
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """A copy of the graph that is the caller's own in every level."""
@@ -254,11 +272,7 @@ def _checked(data: Any) -> dict[str, Any]:
         raise WorkflowInvalid(f"this holds {_kind(data)}, but a workflow is a JSON object of nodes: {EXPORT}")
     if not data:
         raise WorkflowInvalid("this is an empty workflow: it has no nodes")
-    nodes = {_node_id(node_id): _checked_node(node_id, node) for node_id, node in data.items()}
-    for node_id, node in nodes.items():
-        for name in node["inputs"]:
-            _check_link(nodes, node_id, name)
-    return nodes
+    return {_node_id(node_id): _checked_node(node_id, node) for node_id, node in data.items()}
 
 
 def _node_id(node_id: Any) -> str:

@@ -174,11 +174,12 @@ class Prepared:
         check_form(source)
         given: Places = {}
         if source.form is Form.API or info is not None:
-            made = noted(call, Workflow.made(source, object_info=info.classes if info else None))
+            classes = info.classes if info else None
+            made = noted(call, Workflow.made(source, object_info=classes, links=False))
             early, given = change.set(made)
             change.options.keep(made)
             if info is not None or not change.options.bypass:
-                change.cut(early, info.classes if info else None)
+                change.cut(early, classes)
         call.workflow = early
         return cls(call, source, change, checking, info, early, given)
 
@@ -211,7 +212,7 @@ def base_of(
 ) -> tuple[Workflow, Places]:
     """The workflow that the rows of a batch change, without the files that were given for its inputs, and
     what was given. Raises UsageError, WorkflowInvalid, ServerError."""
-    made = made_now(call, source, info, options)
+    made = made_now(call, source, info, options, links=False)
     changed, given = change.set(made)
     for (node_id, name), text in given.items():
         if text == RANDOM and changed.nodes[node_id]["inputs"][name] != text:
@@ -281,11 +282,14 @@ def noted(call: Call, workflow: Workflow) -> Workflow:
     return workflow
 
 
-def made_now(call: Call, source: Source, info: NodeInfo | None, options: Asking) -> Workflow:
-    """The workflow of a source; a server is asked where that must be. Raises WorkflowInvalid, ServerError."""
+def made_now(
+    call: Call, source: Source, info: NodeInfo | None, options: Asking, *, links: bool = True
+) -> Workflow:
+    """The workflow of a source; a server is asked where that must be. Its `links` need not be looked at where
+    the verdict tells which of them matter. Raises WorkflowInvalid, ServerError."""
     check_form(source)
     if source.form is Form.API or info is not None:
-        made = Workflow.made(source, object_info=info.classes if info else None)
+        made = Workflow.made(source, object_info=info.classes if info else None, links=links)
     else:
         made = attended(_made(source, options))
     call.workflow = noted(call, made)

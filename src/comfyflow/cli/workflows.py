@@ -89,7 +89,7 @@ def validate(
         if offline and (object_info or options.server):
             raise UsageError("--offline asks nobody: leave --server and --object-info out")
         info = classes_of(object_info)
-        workflow = made_now(call, found(file), info, options)
+        workflow = made_now(call, found(file), info, options, links=offline)
         call.known |= {
             "nodes": len(workflow.nodes),
             "digest": workflow.digest,
@@ -201,7 +201,11 @@ async def _judge(workflow: Workflow, options: Asking) -> Judged:
     from ..checking import judge
 
     async with connected(options.settings(), websocket=False) as client:
-        return await judge(client.clients, workflow)
+        try:
+            return await judge(client.clients, workflow)
+        except ServerError:
+            workflow.with_sound_links()
+            raise
 
 
 def _write(path: Path, text: str) -> None:
