@@ -144,10 +144,11 @@ def test_an_inner_reroute_is_called_by_the_type_it_carries() -> None:
     node = {"inputs": [slot("mine", "MODEL", link=4)]}
     assert made(definition, node, load, links=[[4, 1, 0, 9, 0, "MODEL"]])["9:1"]["model"] == ["1", 0]
     save = {"id": 2, "type": "Save", "inputs": [slot("latent", "LATENT", link=5)]}
-    for carried, name in (([[None, 0, 0, 0, 3, "LATENT"]], "LATENT"), ([], "*")):
+    told = [None, 0, 0, 0, 3, "LATENT"]
+    for carried, kind, name in (([told], "X", "LATENT"), ([], "X", "X"), ([told[:4]], "*", "*")):
         node = {"inputs": [slot(name, name, link=4)]}
         links = [[4, 1, 0, 9, 0, "*"], [5, 9, 0, 2, 0, "*"]]
-        pipe = group([reroute], carried, external=[[0, 0, "LATENT"]])
+        pipe = group([reroute], carried, external=[[0, 0, kind]])
         assert made(pipe, node, load, save, links=links)["2"]["latent"] == ["1", 0]
 
 

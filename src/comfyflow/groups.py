@@ -69,9 +69,11 @@ class _Group:
             raise self._fault("its definition has no list of nodes")
         self._nodes = [node_from({**entry, "id": place}) for place, entry in enumerate(entries)]
         self._specs = [self._spec(node) for node in self._nodes]
-        self._all_links = links if isinstance(links, list) else []
-        self._links = [link for link in self._all_links if self._inner(link)]
-        self._external = {(str(entry[0]), str(entry[1])) for entry in _lists(definition.get("external"), 2)}
+        links = links if isinstance(links, list) else []
+        self._links = [link for link in links if self._inner(link)]
+        external = list(_lists(definition.get("external"), 2))
+        self._external = {(str(entry[0]), str(entry[1])) for entry in external}
+        self._carried = dict(self._carrying(links, external))
         config = definition.get("config")
         self._config: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
         self._linked = {(link[2], link[3]) for link in self._links}
@@ -127,7 +129,7 @@ class _Group:
         """The inner node's own inputs; those of its class when the file has none."""
         node, spec = self._nodes[place], self._specs[place]
         if node.type == "Reroute":
-            return tuple(replace(slot, name=self._carried(place)) for slot in node.inputs[:1])
+            return tuple(replace(slot, name=self._carried.get(place, "*")) for slot in node.inputs[:1])
         if node.inputs or spec is None:
             return node.inputs
         return tuple(Slot(given.name, given.type) for given in spec.inputs if not given.is_widget)
@@ -163,13 +165,17 @@ class _Group:
         if self._configured(place, "input", slot.name).get("visible") is not False:
             shown.inputs[place, slot.name] = name
 
-    def _carried(self, place: int) -> str:
-        """The type of what goes through an inner reroute, by which its input is called (getNodeDef)."""
-        ends = [(self._nodes[link[2]].inputs, link[3]) for link in self._links if link[:2] == [place, 0]]
-        kinds = [inputs[index].type for inputs, index in ends if index < len(inputs)]
-        if not ends:
-            kinds = [link[5] for link in self._all_links if link[2] == place and len(link) > 5]
-        return next((kind for kind in kinds if isinstance(kind, str) and kind != "*"), "*")
+    def _carrying(self, links: list[Any], external: list[list[Any]]) -> Iterator[tuple[int, str]]:
+        """Places of inner nodes, and the type of what comes out of their first output; the last told counts.
+
+        It is that of the first input it goes to, else of what came in when the group was made (getNodeDef).
+        """
+        yield from ((entry[0], entry[2]) for entry in external if _is_told(entry, 0, 2))
+        yield from ((link[2], link[5]) for link in reversed(links) if _is_told(link, 2, 5))
+        for link in reversed(self._links):
+            inputs = self._nodes[link[2]].inputs
+            if link[1] == 0 and link[3] < len(inputs) and inputs[link[3]].type != "*":
+                yield link[0], inputs[link[3]].type
 
     def _passes(self, place: int) -> bool:
         """Whether an inner reroute only joins inner nodes."""
@@ -231,6 +237,11 @@ class _Group:
             else {**self._classes.filled(self._nodes[place]).values, **named}
             for place, named in found.items()
         }
+
+
+def _is_told(entry: list[Any], place: int, kind: int) -> bool:
+    known = len(entry) > kind and isinstance(entry[place], int)
+    return known and isinstance(entry[kind], str) and entry[kind] != "*"
 
 
 def _lists(entries: Any, length: int) -> Iterator[list[Any]]:
