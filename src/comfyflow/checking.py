@@ -11,13 +11,14 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from typing import Any, Protocol
 
 from .check import check
 from .errors import BadAnswer, ServerError, WorkflowFaulty, WorkflowInvalid
 from .faults import FaultKind, Rule, Verdict
-from .nodeinfo import Asked, NodeInfo, node_info
+from .nodeinfo import Asked, NodeInfo, first_answer, node_info
 from .served import ServedClass
 from .sources import Form, Source
 from .workflow import Workflow
@@ -214,17 +215,10 @@ async def made(servers: Sequence[Asked], source: Source) -> Workflow:
     """
     if source.form is Form.API:
         return Workflow.made(source)
-    fault: ServerError | None = None
-    for server in servers:
-        try:
-            return await _converted(server, source)
-        except ServerError as error:
-            fault = error
-    assert fault is not None  # there is at least one server
-    raise fault
+    return await first_answer(servers, partial(_converted, source))
 
 
-async def _converted(server: Asked, source: Source) -> Workflow:
+async def _converted(source: Source, server: Asked) -> Workflow:
     """A kept answer is good for ComfyUI's own classes, as it is kept by version; packs change without one."""
     info = await node_info(server)
     if info.cached:

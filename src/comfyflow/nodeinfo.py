@@ -14,22 +14,25 @@ import logging
 import lzma
 import os
 import re
-import tempfile
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import msgspec
 import platformdirs
 
 from .errors import BadAnswer, ServerError, UsageError
+from .whole import write_whole
 
 log = logging.getLogger("comfyflow.nodeinfo")
+
+T = TypeVar("T")
 
 _PARTS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _DECODER = json.JSONDecoder()
@@ -130,10 +133,15 @@ async def node_info(server: Asked, *, fresh: bool = False) -> NodeInfo:
 
 async def first_info(servers: Sequence[Asked]) -> NodeInfo:
     """What the first server that answers has now. Raises ServerError when none does."""
+    return await first_answer(servers, partial(node_info, fresh=True))
+
+
+async def first_answer(servers: Sequence[Asked], ask: Callable[[Asked], Awaitable[T]]) -> T:
+    """What the first server that can be asked says. Raises ServerError when none can."""
     fault: ServerError | None = None
     for server in servers:
         try:
-            return await node_info(server, fresh=True)
+            return await ask(server)
         except ServerError as error:
             fault = error
     assert fault is not None  # there is at least one server
@@ -275,17 +283,8 @@ def _checksum(text: bytes) -> bytes:
 def _keep(path: Path, text: bytes) -> None:
     """Write it whole or not at all; a disk that does not take it costs nothing but time."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(path, _checksum(text), b"\n", text, suffix=_SUFFIX)
         _tidy(path.parent)
-        handle, name = tempfile.mkstemp(suffix=_SUFFIX, dir=path.parent)  # for nobody else's eyes
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(_checksum(text) + b"\n" + text)
-            os.replace(name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
     except OSError as error:
         log.info("the node classes are not kept: %s", error)
 

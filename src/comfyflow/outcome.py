@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import anyio
 from .errors import ComfyflowError
 from .models import JobResult, JobState, SavedFile
 from .store import Job, JobRecord
+from .verify import sha256_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,9 @@ def are_here(files: Iterable[SavedFile]) -> bool:
 def are_whole(files: Iterable[SavedFile]) -> bool:
     """Whether all of them are where they were saved, byte for byte (SHA-256). Reads them."""
     try:
-        return all(_digest(file.path) == file.sha256 for file in files)
+        return all(sha256_of(file.path) == file.sha256 for file in files)
     except OSError:
         return False
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def root_of(output_dir: Path, shared: Path | str | None) -> Path:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
 
 from .errors import UsageError
+from .whole import write_whole
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._ -]{0,62}[A-Za-z0-9_-])?")
 
@@ -30,25 +29,11 @@ def save(name: str, assignments: Sequence[str], digest: str | None = None) -> Pa
     document = {"digest": digest, "set": list(assignments)}
     text = json.dumps(document, ensure_ascii=False, indent=2)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # An argument need not be UTF-8: Python has lone surrogates for what is not.
-        _write(path, text.encode("utf-8", "surrogatepass"))
+        write_whole(path, text.encode("utf-8", "surrogatepass"))
     except OSError as error:
         raise UsageError(f"the preset {name!r} cannot be written: {error.strerror or error}") from error
     return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of it or nothing."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def load(name: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from .models import (
     PollSchedule,
     Preview,
 )
-from .protocol import is_reused
+from .outputs import is_reused
 
 Output = TypeVar("Output", OutputFile, OutputText)
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .upstream import SEED_NAMES, is_link
+from .schema import SEED_NAMES
+from .upstream import NUMBER_NAMES, is_link
 from .workflow import Workflow
 
 Inputs = Mapping[str, Any]
@@ -25,7 +26,6 @@ _LORA = re.compile(r"lora.*")
 _OTHER_MODEL = re.compile(r".*(vae|clip|upscale|control|style|encoder|interp|patch|detector|segm|sam_).*")
 _SAMPLING = re.compile(r"positive|conditioning|cond|steps|cfg|seed|noise_seed")
 _SWITCHED = re.compile(r"switch|boolean|condition")
-_NUMBER_NAMES = (*SEED_NAMES, "value", "int", "number")  # what primitive nodes call their one input
 _NO_NOISE = ("disable", False)  # KSamplerAdvanced and SamplerCustom, comfy_extras and nodes.py, 0.27.0
 
 
@@ -119,7 +119,7 @@ def _written(graph: Mapping[str, Any], start: str) -> int | None:
     """The number that a linked seed is written as."""
     for node_id in _walk(graph, [start], _sources):
         inputs = graph[node_id]["inputs"]
-        numbers = (_whole(inputs.get(name)) for name in _NUMBER_NAMES)
+        numbers = (_whole(inputs.get(name)) for name in NUMBER_NAMES)
         if (found := next((number for number in numbers if number is not None), None)) is not None:
             return found
     return None

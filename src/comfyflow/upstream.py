@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-SEED_NAMES = ("seed", "noise_seed")
-_SEED_SOURCES = (*SEED_NAMES, "value", "int", "number")  # what primitive nodes call their one input
+from .schema import SEED_NAMES
+
+NUMBER_NAMES = (*SEED_NAMES, "value", "int", "number")  # what primitive nodes call their one input
 
 _T = TypeVar("_T")
 
@@ -43,7 +44,7 @@ def seed_places(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _seed_here(node_id: str, inputs: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
     """The number that a linked seed is written as, else the nodes it may come from."""
-    for name in _SEED_SOURCES:
+    for name in NUMBER_NAMES:
         if _is_number(inputs.get(name)):
             return [(node_id, name)], []
     return [], [value[0] for value in inputs.values() if is_link(value)]

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 
 from .errors import WorkflowInvalid
 from .fresh import FRESH
-from .reference import assigned, input_named, no_input, node_named, title_of
+from .reference import assigned, input_named, label_of, no_input, node_named, title_of
 from .sources import EXPORT, Form, Source, find
 from .upstream import is_link, positive_texts, seed_places
 from .views import Edit, NodeView
@@ -304,11 +304,11 @@ def _check_link(graph: Mapping[str, Any], node_id: str, name: str) -> None:
     if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
         return
     source, slot = value
-    place = f"input '{name}' of node \"{title_of(graph[node_id])}\" ({node_id})"
+    place = f"input '{name}' of node {label_of(graph, node_id)}"
     if source not in graph and is_link(value):
         raise WorkflowInvalid(f"{place} is linked to node '{source}', which the workflow does not have")
     if source in graph and (type(slot) is not int or slot < 0):
-        other = f'"{title_of(graph[source])}" ({source})'
+        other = label_of(graph, source)
         raise WorkflowInvalid(f"{place} is linked to slot {slot!r} of node {other}: slots are 0, 1, 2, ...")
 
 
