@@ -5,20 +5,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import json
-import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import asyncpg
-from bench_client import graphs
+from bench_client import AT_ONCE, JOBS, ROUNDS, SLICES, Cost, a_folder, graphs, measured, row, total
 from bench_postgres import DIGEST, FILE, GRAPH, OUT, OUTCOME, TEXT, fresh, metadata_of, result_of
 from floor import Floor
 from harness import Row, show, simulator
@@ -30,65 +28,33 @@ from comfyflow.postgres import PostgresStore
 from comfyflow.rows import output_path
 from comfyflow.store import Accepted, Added, Entry, ending
 
-JOBS, AT_ONCE, ROUNDS = 2000, 64, 3
 TOGETHER = 100  # jobs in one write, where all is known beforehand
 ROWS = 4  # of a job: itself, two events, one file
 
-Graph = Mapping[str, Any]
-Run = Callable[[Graph], Awaitable[object]]
 Work = Callable[[list[Job]], Awaitable[None]]
-
-
-async def cpu(run: Run, jobs: Iterator[Graph], folder: Path, count: int) -> tuple[float, float]:
-    """Seconds of this process's cores for each job, and jobs a second; AT_ONCE workers share the jobs."""
-    todo = iter(list(itertools.islice(jobs, count)))
-
-    async def worker() -> None:
-        for graph in todo:
-            await run(graph)
-
-    gc.collect()
-    wall, spent = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
-    spent, wall = time.process_time() - spent, time.perf_counter() - wall
-    assert len(list(folder.iterdir())) == count
-    shutil.rmtree(folder)
-    folder.mkdir()
-    return spent / count, count / wall
 
 
 async def jobs_beside_the_floor(dsn: str, url: str, base: Path) -> list[Row]:
     """CPU for each job, of the floor and of comfyflow, turn about."""
-    jobs, folder = graphs(), base / "files"
-    folder.mkdir()
+    jobs = graphs()
     async with (
         Floor.opened(url) as floor,
         ComfyClient(url) as client,
         await PostgresStore.open(dsn, journal=Journal(base / "journal")) as store,
-        Runner(client, store, folder) as runner,
     ):
 
-        async def least(graph: Graph) -> None:
-            await floor.run(graph, folder)
+        async def slices() -> tuple[Cost, Cost]:
+            by_hand, folder = await measured(floor.run, jobs, a_folder(base)), a_folder(base)
+            async with Runner(client, store, folder) as runner:
+                return by_hand, await measured(lambda graph, _: runner.run(graph), jobs, folder)
 
-        pairs = []
-        for count in (JOBS // 10, *[JOBS] * ROUNDS):  # the first warms both up
-            pairs.append((await cpu(least, jobs, folder, count), await cpu(runner.run, jobs, folder, count)))
+        await slices()
+        rounds = [[await slices() for _ in range(SLICES)] for _ in range(ROUNDS)]
         assert store.fault is None
-    del pairs[0]
-    ratios = sorted(ours[0] / floor[0] for floor, ours in pairs)
-    ratio = statistics.median(ratios)
-    floor_cpu, floor_rate = (statistics.median(floor[part] for floor, _ in pairs) for part in (0, 1))
-    ours_cpu, ours_rate = (statistics.median(ours[part] for _, ours in pairs) for part in (0, 1))
-    spread = f"{ratios[0]:.2f} .. {ratios[-1]:.2f}"
+    pairs = [(total(floor), total(ours)) for floor, ours in (zip(*one, strict=True) for one in rounds)]
     return [
-        Row(
-            "CPU, ms/job",
-            [f"{floor_cpu * 1000:.2f}", f"{ours_cpu * 1000:.2f}", f"{ratio:.2f}", spread],
-            "<= 2.5",
-            ratio <= 2.5,
-        ),
-        Row("jobs/s", [f"{floor_rate:.0f}", f"{ours_rate:.0f}", f"{ours_rate / floor_rate:.2f}", ""]),
+        row("CPU", [(floor.cpu, ours.cpu) for floor, ours in pairs], 2.5),
+        row("wall", [(floor.wall, ours.wall) for floor, ours in pairs], None),
     ]
 
 

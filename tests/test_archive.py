@@ -112,12 +112,24 @@ KEYS = {
     3: "batch:cats.csv:a",
     4: "batch:cat:s",
     5: "batch:Cats:a",
+    6: "batch:dogs:a:b",
+    7: "batch:dogs%3Aa:b",
 }
 
 
 @pytest.mark.parametrize(
     ("batch", "numbers"),
-    [("cats", [1, 2]), ("cats.csv", [3]), ("cat", [4]), ("ca", []), ("c%", []), ("", []), ("\0", [])],
+    [
+        ("cats", [1, 2]),
+        ("cats.csv", [3]),
+        ("cat", [4]),
+        ("ca", []),
+        ("c%", []),
+        ("", []),
+        ("\0", []),
+        ("dogs", [6]),
+        ("dogs:a", [7]),
+    ],
 )
 async def test_jobs_and_files_of_a_batch_are_found(
     small: Archive, connections: Connections, batch: str, numbers: list[int]

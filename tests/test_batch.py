@@ -16,6 +16,7 @@ from comfyflow.batch import (
     folder_rows,
     jsonl_rows,
     key_of,
+    key_start,
     matrix_rows,
     ranges_apart,
     upload_name,
@@ -264,6 +265,13 @@ def test_a_row_is_known_by_its_key_else_by_what_it_computes() -> None:
     named = Row(1, "a", {}, None, "here")
     assert key_of("foxes", named, BASE) == "batch:foxes:a"
     assert key_of("foxes", row({}), BASE) == f"batch:foxes:{BASE.digest}"
+
+
+def test_rows_of_two_batches_are_never_one_job() -> None:
+    names, keys = ["a", "a:b", "a%3Ab", "a%", "", ":"], ["1", "b:1", ":1", "%3Ab:1"]
+    made = [key_of(name, Row(1, key, {}, None, "here"), BASE) for name in names for key in keys]
+    assert len(set(made)) == len(made)
+    assert [name for name in names if made[1].startswith(key_start(name))] == ["a"]
 
 
 # local files

@@ -832,10 +832,10 @@ async def test_a_body_without_length_leaves_some_room_on_the_disk(
 def failing(error: int, *, only: Callable[[Any], bool] = lambda _: True) -> Callable[..., None]:
     link = os.link
 
-    def call(source: Any, target: Any) -> None:
+    def call(source: Any, target: Any, **options: Any) -> None:
         if only(target):
             raise OSError(error, os.strerror(error))
-        link(source, target)
+        link(source, target, **options)
 
     return call
 

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import cast
 
 import pytest
 from graphs import image, steps
@@ -23,7 +24,11 @@ from comfyflow import (
     follow,
     link,
 )
+from comfyflow.events import Absent, JobEvent, Recorded
+from comfyflow.look import Looker
+from comfyflow.models import JobResult, OutputFile
 from comfyflow.sim import FaultProxy, Sim, answer, stall
+from comfyflow.tracker import Tracker
 
 QUICK = PollSchedule(first=0.02, factor=1.5, ceiling=0.1, stall_after=0.3, deaf_after=0.3)
 CALM = PollSchedule(first=0.05, factor=1.0, ceiling=0.05, stall_after=60.0, deaf_after=60.0)
@@ -360,3 +365,93 @@ async def test_the_wall_clock_may_jump(comfyui: Sim, monkeypatch: pytest.MonkeyP
             await comfyui.release()
             assert (await waiting).state is JobState.SUCCEEDED
     assert next(calls) > 2
+
+
+# -- what a running job does, while nobody looks --
+
+
+def told(kind: str, **data: object) -> str:
+    return json.dumps({"type": kind, "data": data})
+
+
+class Looks:
+    """A server's answers to looks, to order."""
+
+    def __init__(self, *answers: JobEvent) -> None:
+        self.answers = list(answers)
+
+    async def look(self, prompt_id: str, *, ended: bool = False) -> JobEvent:
+        return self.answers.pop(0)
+
+
+@pytest.fixture
+def tracker() -> Tracker:
+    return Tracker("a", CALM)
+
+
+def running(tracker: Tracker, *answers: JobEvent) -> follow.Follower:
+    """A follower of one job that has begun."""
+    looker = cast("Looker", Looks(*answers))
+    follower = follow.Follower(looker, None, CALM, Timeouts(), previews=False)
+    follower.add(tracker)
+    follower.accepted(tracker, 1, counted=True)
+    follower.on_frame(told("execution_start", prompt_id="a"))
+    return follower
+
+
+async def test_details_are_read_when_somebody_asks(tracker: Tracker) -> None:
+    follower = running(tracker)
+    follower.on_frame(told("execution_cached", nodes=["1"], prompt_id="a"))
+    follower.on_frame(told("executing", node="2", display_node="2", prompt_id="a"))
+    assert tracker.node_id is None  # not yet read
+    known = follower.known("a")
+    assert known is tracker
+    assert (known.view().node_id, known.view().nodes_done) == ("2", 1)
+
+
+async def test_details_of_another_job_are_no_matter_of_the_one_that_runs(tracker: Tracker) -> None:
+    follower = running(tracker)
+    follower.on_frame(told("executing", node="2", display_node="a", prompt_id="b"))
+    follower.on_frame(told("executing", node="3", display_node="3", prompt_id="b"))
+    assert follower.known("a") is tracker
+    assert tracker.node_id is None
+
+
+async def test_somebody_who_watches_is_told_at_once(tracker: Tracker) -> None:
+    follower = running(tracker)
+    follower.start()
+    async with aclosing(follower.views("a")) as views:
+        assert (await anext(views)).node_id is None
+        follower.on_frame(told("executing", node="2", display_node="2", prompt_id="a"))
+        assert (await anext(views)).node_id == "2"
+    await follower.stop()
+
+
+@pytest.mark.parametrize(("node", "reused"), [("2", False), ("1", True)])
+async def test_a_node_that_was_seen_to_run_has_not_given_an_old_file(
+    tracker: Tracker, node: str, reused: bool
+) -> None:
+    """0.27.0 lists it as cached, having dropped its result meanwhile (`--cache-ram`)."""
+    file = OutputFile(node, "x.png", reused=True)
+    follower = running(tracker, Recorded("a", JobResult("a", JobState.SUCCEEDED, (file,))))
+    follower.start()
+    follower.on_frame(told("executing", node="2", display_node="2", prompt_id="a"))
+    follower.on_frame(told("executing", node=None, prompt_id="a"))
+    ended = await follower.until_end("a", 5.0)
+    await follower.stop()
+    assert ended.result is not None
+    assert [output.reused for output in ended.result.outputs] == [reused]
+
+
+async def test_files_that_only_the_socket_told_of_are_not_forgotten(tracker: Tracker) -> None:
+    follower = running(tracker, Absent("a"), Absent("a"))
+    follower.start()
+    picture = {"filename": "x.png", "subfolder": "", "type": "output"}
+    follower.on_frame(told("executed", node="2", output={"images": [picture]}, prompt_id="a"))
+    follower.on_frame(told("execution_success", prompt_id="a"))
+    follower.on_frame(told("executing", node=None, prompt_id="a"))
+    ended = await follower.until_end("a", 5.0)
+    await follower.stop()
+    assert ended.result is not None
+    assert [output.filename for output in ended.result.outputs] == ["x.png"]
+    assert ended.state is JobState.SUCCEEDED

@@ -21,11 +21,24 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from comfyflow import part as module
 from comfyflow.errors import DownloadError
 from comfyflow.media import Damaged
 from comfyflow.models import OutputFile
 from comfyflow.part import BLOCKS, Blocks, Part, _Names, _renameat2
 from comfyflow.sweep import sweep
+
+
+@pytest.fixture(autouse=True, params=["unnamed", "named"])
+def beginning(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How small files begin: without any name, where the system can do that, or with a hidden one."""
+    if request.param == "named":
+        named(monkeypatch)
+    return str(request.param)
+
+
+def named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_UNNAMED", 0)
 
 
 def picture(color: int = 0) -> bytes:
@@ -179,6 +192,7 @@ class Quicker:
 async def test_a_sweep_that_was_quicker_costs_nothing_but_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    named(monkeypatch)
     quicker = Quicker(tmp_path, os.open, 0)
     monkeypatch.setattr(os, "open", quicker)
     path = await saved(tmp_path, picture())
@@ -246,7 +260,9 @@ from pathlib import Path
 from comfyflow import part
 from comfyflow.models import OutputFile
 
-folder, where, name, when = sys.argv[1:]
+folder, beginning, where, name, when = sys.argv[1:]
+if beginning == "named":
+    part._UNNAMED = 0
 module = part if name == "_move_if_free" else os
 call = getattr(module, name)
 
@@ -255,7 +271,7 @@ def deadly(*args, **options):
         call(*args, **options)
     os.kill(os.getpid(), signal.SIGKILL)
 
-def refused(*args):
+def refused(*args, **options):
     raise PermissionError(1, "no links here")
 
 if where == "without links":
@@ -275,11 +291,14 @@ anyio.run(main)
     ("where", "step"), [*(("", step) for step in STEPS), ("without links", "_move_if_free")]
 )
 async def test_a_kill_at_any_step_leaves_a_whole_file_or_none(
-    tmp_path: Path, where: str, step: str, when: str
+    tmp_path: Path, beginning: str, where: str, step: str, when: str
 ) -> None:
-    line = [sys.executable, "-c", KILLED, str(tmp_path), where, step, when]
+    line = [sys.executable, "-c", KILLED, str(tmp_path), beginning, where, step, when]
     process = await asyncio.create_subprocess_exec(*line, stdin=subprocess.PIPE)
     await process.communicate(picture())
+    if process.returncode == 0:  # what has no name has none to remove
+        assert (beginning, step, names(tmp_path)) == ("unnamed", "unlink", ["a.png"])
+        return
     assert process.returncode == -signal.SIGKILL
     sweep(tmp_path)
     published = (step, when) in {
@@ -297,7 +316,7 @@ async def test_a_kill_at_any_step_leaves_a_whole_file_or_none(
 
 
 def refusing(error: int) -> Callable[..., Any]:
-    def call(*_args: object) -> None:
+    def call(*_args: object, **_options: object) -> None:
         raise OSError(error, os.strerror(error))
 
     return call
@@ -315,6 +334,23 @@ def without_careful_moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ctypes, "CDLL", lambda *_args, **_options: object())
     yield
     _renameat2.cache_clear()
+
+
+async def test_without_proc_a_file_gets_its_name_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def without(source: Any, final: Any, **options: Any) -> None:
+        if str(source).startswith("/proc/"):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        link(source, final, **options)
+
+    monkeypatch.setattr(os, "link", without)
+    paths = [await saved(tmp_path, picture(color)) for color in (1, 2, 1)]
+    assert [path.name for path in paths] == ["a.png", "a (1).png", "a.png"]
+    assert [path.read_bytes() for path in paths] == [picture(1), picture(2), picture(1)]
+    assert names(tmp_path) == ["a (1).png", "a.png"]
 
 
 @pytest.mark.usefixtures("without_links")

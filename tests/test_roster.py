@@ -404,3 +404,17 @@ def test_a_strangers_job_that_we_send_ourselves_is_one_of_ours() -> None:
     add(jobs, "s", 0)
     jobs.frame()
     assert jobs.wake_at() == 15.0
+
+
+def test_a_frame_is_about_the_running_job_that_it_names() -> None:
+    jobs = roster(0, live=True)
+    assert jobs.about('{"prompt_id": "0"}') is None  # it has not begun
+    jobs.feed(e.Started("0"), 1.0)
+    assert jobs.about('{"prompt_id": "0"}') == "0"
+    assert jobs.about('{"prompt_id": "1"}') is None
+
+
+def test_a_frame_about_a_job_of_another_socket_is_news_at_once() -> None:
+    jobs = with_a_stranger()
+    jobs.feed(e.SeenRunning("s", 0.0), 1.0)
+    assert jobs.about('{"prompt_id": "s"}') is None

@@ -15,8 +15,8 @@ import re
 import socket
 import ssl as tls
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from json import dumps
 from typing import Any, NoReturn, TypeVar
@@ -140,6 +140,9 @@ class Body(aiohttp.Payload):
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Send it. Raises TimeoutError."""
         self._transport = getattr(writer, "transport", None)
+        if len(self._value) <= BLOCK // 2:  # only behind more bytes does aiohttp wait for the connection
+            await writer.write(self._value)
+            return
         for start in range(0, len(self._value), BLOCK):
             async with asyncio.timeout(self._limit):
                 await writer.write(self._value[start : start + BLOCK])
@@ -240,17 +243,14 @@ class Api:
 
     async def job(self, prompt_id: str) -> JobLook:
         """GET /api/jobs/{id} (since 0.6)."""
-        async with self._open("GET", f"/api/jobs/{_quoted(prompt_id)}") as answer:
-            if answer.status not in (200, 404, 405):
-                await _refuse(answer)
-            body = await _body(answer)
-            if answer.status != 200:
-                # Only a server with this route says so; an older one has an empty 404 for any path.
-                return JobLook(known=False, supported=protocol.is_unknown_job(body))
-            alive = self._read(
-                "GET", answer.url, 200, body, lambda found: protocol.parse_job(found, prompt_id)
-            )
-            return JobLook(known=True, supported=True, alive=alive)
+        url, status, body = await self._asked(
+            "GET", f"/api/jobs/{_quoted(prompt_id)}", accept=(200, 404, 405)
+        )
+        if status != 200:
+            # Only a server with this route says so; an older one has an empty 404 for any path.
+            return JobLook(known=False, supported=protocol.is_unknown_job(body))
+        alive = self._read("GET", url, 200, body, lambda found: protocol.parse_job(found, prompt_id))
+        return JobLook(known=True, supported=True, alive=alive)
 
     async def cancel_job(self, prompt_id: str) -> bool | None:
         """POST /api/jobs/{id}/cancel (since 0.26): whether it was dispatched, None when the server has no
@@ -352,18 +352,33 @@ class Api:
         return found
 
     async def _get(self, route: str, **query: str) -> tuple[URL, int, bytes]:
-        async with self._open("GET", route, query=query) as answer:
-            if answer.status != 200:
-                await _refuse(answer)
-            return self.server.url(route), answer.status, await _body(answer)
+        return await self._asked("GET", route, query=query)
 
     async def _send(
         self, method: str, route: str, *, json: Any = None, data: Any = None, accept: tuple[int, ...] = (200,)
     ) -> tuple[int, bytes]:
-        async with self._open(method, route, data=self._encoded(json) if data is None else data) as answer:
+        body = self._encoded(json) if data is None else data
+        _, status, answer = await self._asked(method, route, data=body, accept=accept)
+        return status, answer
+
+    async def _asked(
+        self,
+        method: str,
+        route: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        data: Any = None,
+        accept: tuple[int, ...] = (200,),
+    ) -> tuple[URL, int, bytes]:
+        """The whole answer, if it has one of the statuses that are accepted."""
+        url = self.server.url(route, **(query or {}))
+        answer = await self._request(method, url, data=data, extra={}, files=False)
+        try:
             if answer.status not in accept:
                 await _refuse(answer)
-            return answer.status, await _body(answer)
+            return url, answer.status, await _body(answer)
+        finally:
+            answer.release()
 
     def _encoded(self, value: Any) -> Body | None:
         return None if value is None else Body(dumps(value).encode(), self._patience, "application/json")
@@ -381,13 +396,11 @@ class Api:
         method: str,
         route: str,
         *,
-        query: Mapping[str, str] | None = None,
-        data: Any = None,
+        query: Mapping[str, str],
         extra: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        url = self.server.url(route, **(query or {}))
-        files = route == "/view"
-        answer = await self._request(method, url, data=data, extra=extra or {}, files=files)
+        url = self.server.url(route, **query)
+        answer = await self._request(method, url, data=None, extra=extra or {}, files=route == "/view")
         try:
             yield answer
         finally:
@@ -400,7 +413,7 @@ class Api:
         for _ in range(MAX_REDIRECTS + 1):
             session = self._session if at_home else self._abroad()
             headers = {**self.server.headers, **extra} if at_home else extra
-            with _translated(method, url), _taken_back(data):
+            with _translated(method, url, data=data):
                 answer = await session.request(
                     method,
                     url,
@@ -516,14 +529,16 @@ def _shown(url: URL) -> str:
 
 class _translated:
     """aiohttp's errors and the system's become ServerUnreachable. `sent`: the server may have read the
-    request."""
+    request. Whatever ends the block takes back what of a request's `data` has not left."""
 
-    def __init__(self, method: str, url: URL, *, sent: bool = False) -> None:
-        self._method, self._url, self._sent = method, url, sent
+    def __init__(self, method: str, url: URL, *, sent: bool = False, data: Any = None) -> None:
+        self._method, self._url, self._sent, self._data = method, url, sent, data
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None and isinstance(self._data, Body):
+            self._data.take_back()
         if not isinstance(error, aiohttp.ClientError | OSError | TimeoutError):
             return
         never = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
@@ -534,16 +549,6 @@ class _translated:
         )  # fmt: skip
         unreachable.refused = isinstance(getattr(error, "os_error", error), ConnectionRefusedError)
         raise unreachable from error
-
-
-@contextmanager
-def _taken_back(data: Any) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        if isinstance(data, Body):
-            data.take_back()
-        raise
 
 
 _CAUSES: tuple[tuple[type[BaseException], str], ...] = (  # the first that fits

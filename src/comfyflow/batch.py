@@ -128,7 +128,12 @@ def with_uploads(workflow: Workflow, row: Row, references: Mapping[str, str]) ->
 def key_of(batch: str, row: Row, workflow: Workflow) -> str:
     """The idempotency key of a row: rows of a batch that compute the same are one job, unless they have keys
     of their own."""
-    return f"batch:{batch}:{row.key if row.key is not None else workflow.digest}"
+    return f"{key_start(batch)}{row.key if row.key is not None else workflow.digest}"
+
+
+def key_start(batch: str) -> str:
+    """How the keys of a batch begin, and those of no other one, whatever the names and keys are."""
+    return f"batch:{batch.replace('%', '%25').replace(':', '%3A')}:"
 
 
 def upload_name(digest: str, path: Path) -> str:

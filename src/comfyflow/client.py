@@ -219,7 +219,7 @@ class ComfyClient:
         body |= {"front": True} if front else {}
         body |= {} if number is None else {"number": number}
         body |= {} if extra_data is None else {"extra_data": dict(extra_data)}
-        async with self._alone(job):
+        async with self._alone(job) if prompt_id else nullcontext():  # an id of our own is nobody else's
             if idempotency_key is not None and await self.remembers(graph, idempotency_key):
                 return job
             await self._bring(graph)

@@ -132,7 +132,7 @@ async def save(
     published whole or not at all.
     """
     budget = _Budget(retries, _Presence())
-    async with limiter or nullcontext():
+    async with _turn(limiter) if limiter else nullcontext():
         return await _save(source, Part(destination, output), budget, on_bytes, max_size)
 
 
@@ -193,7 +193,7 @@ async def save_all(
     async def bring(place: int, output: OutputFile) -> None:
         report = None if on_bytes is None else lambda here, total: on_bytes(output, here, total)
         try:
-            async with limit:
+            async with _turn(limit):
                 done[place] = (await _from_mount(source, mounted, output, destination)) or await _save(
                     source, Part(destination, output), _Budget(retries, presence), report, max_size
                 )
@@ -224,6 +224,21 @@ async def _from_mount(
     except ServerError:
         return await save_local(mounted, output, destination)  # nobody else can have it now
     return None if size is None else await save_local(mounted, output, destination, expected_size=size)
+
+
+@asynccontextmanager
+async def _turn(limiter: anyio.CapacityLimiter) -> AsyncIterator[None]:
+    """A turn of the limiter, for whichever task; where it is free, at once, and not one round of the event
+    loop later."""
+    turn = object()
+    try:
+        limiter.acquire_on_behalf_of_nowait(turn)
+    except anyio.WouldBlock:
+        await limiter.acquire_on_behalf_of(turn)
+    try:
+        yield
+    finally:
+        limiter.release_on_behalf_of(turn)
 
 
 class _Interrupted(Exception):
@@ -397,7 +412,7 @@ class _Download:
     async def _pour(self, answer: ViewAnswer) -> list[bytes]:
         """Read the body while the block before is written; the last block comes back unwritten."""
         block: list[bytes] = []
-        chunks = answer.chunks()
+        chunks, whole = answer.chunks(), False
         try:
             block_size, here = 0, self._part.size
             async for chunk in chunks:
@@ -410,16 +425,21 @@ class _Download:
                     block, block_size = [], 0
             if self._total is not None and here < self._total:
                 raise _Interrupted(f"the connection ended after {here} of {self._total} bytes")
+            whole = self._blocks is None
         except (ServerUnreachable, _Interrupted):
             await self._written()
             await self._part.on_disk(self._part.write, block)  # so that the next attempt starts behind it
             raise
         finally:
-            with anyio.CancelScope(shield=True):  # one block's write at most
-                if isinstance(chunks, AsyncGenerator):
-                    await chunks.aclose()
-                await self._written()
+            if not whole:
+                await self._leave(chunks)
         return block
+
+    async def _leave(self, chunks: AsyncIterator[bytes]) -> None:
+        with anyio.CancelScope(shield=True):  # one block's write at most
+            if isinstance(chunks, AsyncGenerator):
+                await chunks.aclose()
+            await self._written()
 
     def _check(self, here: int) -> None:
         if self._total is not None and here > self._total:

@@ -15,11 +15,10 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
 import anyio
-import anyio.abc
 
 from . import protocol
 from .errors import BadAnswer, JobTimeout, ServerError, ServerUnreachable
-from .events import Absent, JobEvent, Started, Status
+from .events import Absent, JobEvent, Recorded, Started, Status
 from .link import Link
 from .look import Looker
 from .models import JobState, JobView, PollSchedule, Timeouts
@@ -46,11 +45,12 @@ class Follower:
         self._views: Waiters = {}  # who wants every change
         self._ends: Waiters = {}  # who wants the end only
         self._ended: OrderedDict[str, Tracker] = OrderedDict()
+        self._unread: dict[str, list[str]] = {}  # frames with details of a running job
         self._attached: set[str] = set()  # jobs that we did not send: followed only while somebody waits
         self._looks, self._until = 0, math.inf
         self._kicked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._group: anyio.abc.TaskGroup | None = None
+        self._group: asyncio.TaskGroup | None = None
         self._unreachable: ServerError | None = None
         self._gone = False
         self.on_change: Callable[[], None] = lambda: None  # a job less, the socket, the queue's length
@@ -87,7 +87,7 @@ class Follower:
         """One frame. Called by the reader, so it must be quick and must not raise."""
         now = self.clock()
         self.roster.frame()
-        if self._nobody_watches(frame):
+        if self._nobody_watches(frame) or self._can_wait(frame):
             self.roster.working(now, frame if isinstance(frame, str) else "")
             return
         event = protocol.parse_frame(frame)
@@ -106,6 +106,22 @@ class Follower:
             return not self._views and frame.startswith(protocol.PROGRESS)
         return not self._previews
 
+    def _can_wait(self, frame: str | bytes) -> bool:
+        """What a running job does is kept, and read when somebody asks: nobody asks for most jobs."""
+        if self._views or not isinstance(frame, str) or not frame.startswith(protocol.DETAILS):
+            return False
+        if (prompt_id := self.roster.about(frame)) is not None:
+            self._unread.setdefault(prompt_id, []).append(frame)
+        return prompt_id is not None
+
+    def _catch_up(self, prompt_id: str) -> None:
+        """Read what was kept. That the worker got on was noted when it came."""
+        for frame in self._unread.pop(prompt_id, ()):
+            event = protocol.parse_frame(frame)
+            tracker = self.roster.get(event.prompt_id) if isinstance(event, JobEvent) else None
+            if tracker is not None and isinstance(event, JobEvent):
+                tracker.feed(event, self.clock())
+
     def on_live(self, live: bool) -> None:
         """The socket opened or was lost."""
         self.roster.socket(live, self.clock())
@@ -122,7 +138,7 @@ class Follower:
 
     async def _look_on(self) -> None:
         try:
-            async with anyio.create_task_group() as self._group:
+            async with asyncio.TaskGroup() as self._group:  # anyio's takes longer to begin a task
                 await self._look_around()
         finally:
             self._group = None
@@ -134,15 +150,14 @@ class Follower:
                 self._link.replace()
             self._until = self.roster.wake_at() if self._looks < MAX_LOOKS else math.inf
             self._kicked.clear()
-            with anyio.CancelScope(deadline=self._until):
-                await self._kicked.wait()
+            await _set_by(self._kicked, self._until)
 
     def _set_out(self) -> None:
         """Begin the looks that are due, unless the background task has not begun, or has ended."""
         group = self._group
         while group and self._looks < MAX_LOOKS and (found := self.roster.due(self.clock())) is not None:
             self._looks += 1
-            group.start_soon(self._look, found)
+            group.create_task(self._look(found))
 
     async def _look(self, prompt_id: str) -> None:
         tracker = self.roster.get(prompt_id)
@@ -154,6 +169,8 @@ class Follower:
             changed = self.roster.failed(prompt_id, str(error), self.clock())
         else:
             self._unreachable = None
+            if not _tells_all(event):
+                self._catch_up(prompt_id)
             changed = self.roster.looked(prompt_id, event, self.clock())
         finally:
             self._looks -= 1
@@ -165,6 +182,7 @@ class Follower:
 
     def known(self, prompt_id: str) -> Tracker | None:
         """The tracker of a job that is followed, or has ended not long ago."""
+        self._catch_up(prompt_id)
         return self.roster.get(prompt_id) or self._ended.get(prompt_id)
 
     def found_again(self, prompt_id: str) -> None:
@@ -203,6 +221,7 @@ class Follower:
                     self._lose(tracker)
 
     def _lose(self, tracker: Tracker) -> None:
+        self._catch_up(tracker.prompt_id)
         tracker.forsake()
         for _ in range(ABSENCES):
             self.roster.feed(Absent(tracker.prompt_id), self.clock())
@@ -219,6 +238,7 @@ class Follower:
         """Follow a job no longer. Who still waits for it asks the server anew."""
         self.roster.drop(prompt_id)
         self._attached.discard(prompt_id)
+        self._unread.pop(prompt_id, None)
         self._wake(prompt_id)
         self.on_change()
 
@@ -295,8 +315,7 @@ class Follower:
         """Until something changed. Raises when the deadline or the silence has passed, or the follower has
         died."""
         if self._task is not None and not self._task.done():
-            with anyio.CancelScope(deadline=min(deadline, self._silence_ends())):
-                await woken.wait()
+            await _set_by(woken, min(deadline, self._silence_ends()))
             woken.clear()
         if self._task is None or self._task.done():
             raise self._broken()
@@ -365,3 +384,22 @@ class Follower:
     def _wake_all(self) -> None:
         for prompt_id in {*self._views, *self._ends}:
             self._wake(prompt_id)
+
+
+def _tells_all(event: JobEvent) -> bool:
+    """Whether the history leaves nothing open: of what the cache gave, the socket may know more."""
+    if not isinstance(event, Recorded):
+        return False
+    files, texts = event.result.outputs, event.result.texts
+    return all(one.reused is False for one in files) and all(one.reused is False for one in texts)
+
+
+async def _set_by(event: asyncio.Event, moment: float) -> None:
+    """Wait for an event, which is set at that moment of the loop's clock, if not before. A cancel scope with
+    a deadline takes several times as long, and every job needs some."""
+    timer = None if math.isinf(moment) else asyncio.get_running_loop().call_at(moment, event.set)
+    try:
+        await event.wait()
+    finally:
+        if timer is not None:
+            timer.cancel()

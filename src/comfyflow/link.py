@@ -1,8 +1,8 @@
 """The WebSocket of one server: kept open, read without pause, replaced when it is lost or deaf.
 
-Memory: one frame may have MAX_FRAME_SIZE bytes (a larger one closes the socket, and polling goes on), and the
-library holds at most MAX_FRAMES of them unread. ComfyUI itself sets no limit: 32 MiB frames were seen whole
-[31].
+Memory: one frame may have MAX_FRAME_SIZE bytes (a larger one closes the socket, and polling goes on). Unread
+are those of one read from the system (256 KiB, and the rest of a frame): our reader takes all that are there
+each time. ComfyUI itself sets no limit: 32 MiB frames were seen whole [31].
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 MAX_FRAME_SIZE = 64 * 2**20  # bytes
-MAX_FRAMES = 4
+# Unread frames at which the library stops reading. Small on purpose it would cost two system calls for every
+# burst of a few frames, and a fifth of the time until the last of them is seen.
+MAX_FRAMES = 4096
 PING_EVERY, PING_TIMEOUT = (
     30.0,
     60.0,

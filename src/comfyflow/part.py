@@ -45,6 +45,7 @@ _NO_LINKS = frozenset(
 )
 _FINISHER = Finisher()
 _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_UNNAMED = getattr(os, "O_TMPFILE", 0) and os.O_TMPFILE | os.O_RDWR
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 T = TypeVar("T")
@@ -109,9 +110,9 @@ class Part:
         self.folder = Path(os.path.abspath(destination))
         self.size = 0
         self._name = safe_name(output.filename)
-        self._path = self.folder / part_name()
         self._lock = threading.Lock()
         self._file: int | None = None
+        self._path: Path | None = None  # of the hidden file; None also while it has no name at all
         self._over = False
         self._forget()
 
@@ -176,6 +177,8 @@ class Part:
         """Write the `rest`, and let the system bring it to the disk. Raises Damaged, OSError."""
         if self._over:
             raise _Abandoned
+        if self._file is None:
+            self._file = _unnamed_in(self.folder)
         self.write(rest)
         _start_writing(self._open(), self._flushed, self.size - self._flushed)
 
@@ -237,13 +240,17 @@ class Part:
     def _keep(self, flags: int) -> None:
         """Open it and show that it is in work. When a sweep was quicker it goes, for another one of a new
         name."""
-        file = os.open(self._path, flags, 0o666)
-        if hold(file, self._path, alone=flags == _CREATE):
+        path = self._hidden()
+        file = os.open(path, flags, 0o666)
+        if hold(file, path, alone=flags == _CREATE):
             self._file = file
             return
         os.close(file)
         self._discard()
-        self._path = self.folder / part_name()
+
+    def _hidden(self) -> Path:
+        self._path = self._path or self.folder / part_name()
+        return self._path
 
     def _flush(self) -> None:
         """Let the system write early what fsync would wait for at the end; notice a disk that fills up."""
@@ -257,7 +264,7 @@ class Part:
 
     def _link_from(self, found: Path) -> bool:
         try:
-            os.link(found, self._path)
+            os.link(found, self._hidden())
             self._keep(_READ)
         except FileNotFoundError:
             return False  # a sweep was quicker; where the folder is missing copying says so
@@ -288,7 +295,7 @@ class Part:
     def _becomes(self, final: Path) -> bool:
         """Publish under this name if it is free or holds the same content. Never replaces anything."""
         try:
-            os.link(self._path, final)
+            self._link_to(final)
         except FileExistsError:
             if not self._is_same(final):
                 return False
@@ -296,23 +303,48 @@ class Part:
             if error.errno not in _NO_LINKS:
                 raise
             return self._moves(final)
-        os.unlink(self._path)
+        if self._path is not None:
+            os.unlink(self._path)
         return True
+
+    def _link_to(self, final: Path) -> None:
+        file = self._open()
+        if self._path is None:
+            try:  # a path from the root takes nothing from `src_dir_fd`; Python follows links with it only
+                os.link(f"/proc/self/fd/{file}", final, src_dir_fd=file, follow_symlinks=True)
+            except FileExistsError:
+                raise
+            except OSError:  # no /proc, or no links
+                self._copy_to_name(file)
+        if self._path is not None:
+            os.link(self._path, final)
+
+    def _copy_to_name(self, unnamed: int) -> None:
+        """A hidden file in the place of one that cannot get a name."""
+        self._file = None
+        try:
+            os.lseek(unnamed, 0, os.SEEK_SET)
+            for block in _blocks(unnamed):
+                _write_all(self._open(), block)
+            os.fsync(self._open())
+        finally:
+            os.close(unnamed)
 
     def _moves(self, final: Path) -> bool:
         """Without hard links (exFAT, some network drives): move onto a free name. Where the system cannot do
         that in one step the name is taken first, by an empty file, and only a kill right then leaves that."""
+        path = self._hidden()
         try:
-            if _move_if_free(self._path, final):
+            if _move_if_free(path, final):
                 return True
             os.close(os.open(final, _CREATE, 0o666))
         except FileExistsError:
             if not self._is_same(final):
                 return False
-            os.unlink(self._path)
+            os.unlink(path)
             return True
         try:
-            os.replace(self._path, final)
+            os.replace(path, final)
         except OSError:
             os.unlink(final)
             raise
@@ -335,13 +367,24 @@ class Part:
 
     def _discard(self) -> None:
         self._close()
-        with suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(self._path)
+        path, self._path = self._path, None
+        if path is not None:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.unlink(path)
 
     def _close(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _unnamed_in(folder: Path) -> int | None:
+    """A file that has no name until it is whole, and goes with its process (Linux, most file systems): fewer
+    steps, and nothing to sweep."""
+    try:
+        return os.open(folder, _UNNAMED, 0o666) if _UNNAMED else None
+    except OSError:  # not here; if it is the folder, opening a named one says so
+        return None
 
 
 def _start_writing(file: int, offset: int, size: int) -> None:

@@ -42,6 +42,8 @@ T = TypeVar("T")
 MAX_STAMP = 1e16  # ms; a larger integer may not even fit into a float
 
 PROGRESS = '{"type": "progress'  # how json.dumps begins "progress" and "progress_state"
+# How it begins what tells only details of a running job. `"node": null` is no detail: it is the end.
+DETAILS = ('{"type": "executing", "data": {"node": "', '{"type": "executed"', '{"type": "execution_cached"')
 
 
 class Malformed(ValueError):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
+from .batch import key_start
 from .errors import StoreError, UsageError
 from .models import JobState
 from .rows import cleaned
@@ -363,10 +364,10 @@ def _by_digest(found: _Conditions, digest: str) -> None:
 
 
 def _of_batch(found: _Conditions, alias: str, batch: str) -> str:
-    """The jobs whose keys begin as `batch.key_of` makes them, by the index of sql/0004_batches.sql: its order
-    is that of bytes, whatever the collation."""
-    begin = f"batch:{batch}"
-    first, end = found.parameter(f"{begin}:"), found.parameter(f"{begin};")  # the next one after ":"
+    """The jobs of a batch, by the index of sql/0004_batches.sql: its order is that of bytes, whatever the
+    collation."""
+    start = key_start(batch)
+    first, end = found.parameter(start), found.parameter(f"{start[:-1]};")  # the next one after ":"
     return f"{alias}.key ~>=~ {first} AND {alias}.key ~<~ {end}"
 
 

@@ -121,6 +121,13 @@ class Roster:
         if frame and (head := self._head()) is not None and head in frame:
             self._told = now
 
+    def about(self, frame: str) -> str | None:
+        """The running job of ours that an unread frame tells of."""
+        tracker = self._running()
+        if tracker is None or tracker.prompt_id not in frame or tracker.prompt_id in self._strangers:
+            return None
+        return tracker.prompt_id
+
     def socket(self, live: bool, now: float) -> None:
         """The socket opened or was lost. Either way events may have been missed, so a look is due soon."""
         self.live, self._deaf_at, self._wait = live, math.inf, self._poll.first
