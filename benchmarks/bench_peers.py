@@ -3,6 +3,8 @@ a job where something goes wrong.
 
     python benchmarks/bench_peers.py [--jobs 200] [--at-once 32] [--rounds 3]
 
+Then with 500 jobs in flight, and on several servers, once each.
+
 They are installed from the package index once, into a place of their own (peers_install.py).
 """
 
@@ -18,13 +20,13 @@ import tempfile
 import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from harness import HERE, Row, show, simulator
+from harness import HERE, MIB, Row, show, simulator
 from peer import CLIENTS, PREFIX
 from peers_install import PEERS, InstallFailed, install
 
@@ -32,14 +34,16 @@ from comfyflow.sim import Sim, corrupt, reset_after
 
 OURS = ("floor", "comfyflow")
 PATIENCE = 60.0  # s for a job
+SERVERS, SECONDS, SHARE = (1, 2, 4), 0.05, 80  # of the series on several: jobs of seconds, so many for each
 NOTICED = 0.5  # s for which a job goes on after its client's socket is gone
 SHORT = 12.0  # s for one that meets trouble
 NOTES = """\
-None of the peers keeps a record, goes on with a batch after a crash, or knows of a second server: the other
-benchmarks have no figures of theirs. Tried with these versions: comfy-api-simplified blocks (in a program
-with a loop of its own it raises RuntimeError), so each job takes a thread; it and comfykit open a socket for
-each job and may then wait 10 s for it to close, with a real ComfyUI too; comfykit without a socket asks once
-a second, and gives addresses instead of files; comfyui-utils asks for the whole queue whenever any job moves.
+None of the peers keeps a record or goes on with a batch after a crash, so the other benchmarks have no
+figures of theirs; none knows of a second server, so here they are dealt the jobs in turn. Tried with these
+versions: comfy-api-simplified blocks (in a program with a loop of its own it raises RuntimeError), so each
+job takes a thread; it and comfykit open a socket for each job and may then wait 10 s for it to close, with a
+real ComfyUI too; comfykit without a socket asks once a second, and gives addresses instead of files;
+comfyui-utils asks for the whole queue whenever any job moves.
 """
 Probe = Callable[[Sim], Awaitable[None]]
 
@@ -52,16 +56,29 @@ class Round:
     cpu: float
     whole: int
     lags: list[float]
+    memory: int
     errors: Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a client is given to do: jobs of `seconds`."""
+
+    jobs: int
+    at_once: int
+    seconds: float = 0.0
+    servers: int = 1
+
+
+IN_FLIGHT = Load(jobs=500, at_once=500, seconds=0.01)
 
 
 class Bench:
     """What all rounds share."""
 
-    def __init__(self, python: Path, jobs: int, at_once: int) -> None:
-        self.jobs, self.at_once = jobs, at_once
+    def __init__(self, python: Path) -> None:
         self._python = python
-        self._numbers = count(1, 10 * jobs)
+        self._numbers = count(1, 100_000)
 
     def command(self, name: str, *arguments: object) -> list[str]:
         """A client's process."""
@@ -79,24 +96,27 @@ class Bench:
         told: dict[str, Any] = json.loads(said.splitlines()[-1])
         return told
 
-    def round(self, name: str) -> Round:
-        """On a simulator of its own: some ask for the whole history, which grows."""
-        with simulator() as url, tempfile.TemporaryDirectory() as folder:
-            first = next(self._numbers)
-            told = asyncio.run(self.told(name, url, folder, first, self.jobs, self.at_once, PATIENCE))
-            ends = server_ends(url)
+    def round(self, name: str, load: Load) -> Round:
+        """On simulators of its own: some ask for the whole history, which grows."""
+        with ExitStack() as stack:
+            urls = [stack.enter_context(simulator()) for _ in range(load.servers)]
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            given = next(self._numbers), load.jobs, load.at_once, load.seconds, PATIENCE
+            told = asyncio.run(self.told(name, ",".join(urls), folder, *given))
+            ends = {number: at for url in urls for number, at in server_ends(url).items()}
             lags = [at - ends[int(number)] for number, at in told["ended"].items()]
             files = [path.read_bytes() for path in Path(folder).iterdir() if path.is_file()]
         whole = {
             hashlib.sha256(data).digest() for data in files if data.rstrip(b"\x82").endswith(b"IEND\xaeB`")
         }
-        return Round(told["wall"], told["cpu"], len(whole), lags, Counter(told["errors"]))
+        errors = Counter(told["errors"])
+        return Round(told["wall"], told["cpu"], len(whole), lags, told["memory"], errors)
 
     async def probe(self, name: str, probe: Probe) -> str:
         """What becomes of one job, in a few words."""
         async with Sim() as sim:
             with tempfile.TemporaryDirectory() as folder:
-                running = asyncio.create_task(self.told(name, sim.url, folder, 7, 1, 1, SHORT))
+                running = asyncio.create_task(self.told(name, sim.url, folder, 7, 1, 1, 0.0, SHORT))
                 try:
                     await probe(sim)
                 finally:
@@ -189,10 +209,36 @@ def speed(name: str, rounds: list[Round], floors: list[Round], jobs: int) -> Row
         f"{cpu * 1000:.2f}",
         f"{ratio:.1f}",
         f"{statistics.median(lags) * 1000:.0f}" if lags else "",
-        f"{sum(one.whole for one in rounds)} of {jobs * len(rounds)}",
-        ", ".join(f"{count} x {error[:60]}" for error, count in errors.most_common(2)),
+        f"{max(one.memory for one in rounds) / MIB:.0f}",
+        *became(sum(one.whole for one in rounds), jobs * len(rounds), errors),
     ]
     return Row(called(name), figures)
+
+
+def became(whole: int, jobs: int, errors: Counter[str]) -> tuple[str, str]:
+    """How many have their files, and what became of others."""
+    told = (f"{count} x {error[:60]}" for error, count in errors.most_common(2))
+    return f"{whole} of {jobs}", ", ".join(told)
+
+
+def in_flight(bench: Bench, name: str) -> Row:
+    """How soon a job's file is there while hundreds of others wait."""
+    done = bench.round(name, IN_FLIGHT)
+    slow = statistics.quantiles(done.lags, n=20)[-1] if len(done.lags) > 1 else None
+    middle = statistics.median(done.lags) if done.lags else None
+    times = ["" if lag is None else f"{lag * 1000:.0f}" for lag in (middle, slow)]
+    cpu = f"{done.cpu / IN_FLIGHT.jobs * 1000:.2f}"
+    return Row(called(name), [*times, cpu, *became(done.whole, IN_FLIGHT.jobs, done.errors)])
+
+
+def on_several(bench: Bench, name: str) -> Row:
+    """Jobs a second on one server and more, and what share of so many times one that is."""
+    rates: list[float] = []
+    for servers in SERVERS:
+        done = bench.round(name, Load(SHARE * servers, 8 * servers, SECONDS, servers))
+        rates.append(done.whole / done.wall)
+    shares = [rate / servers / rates[0] for rate, servers in zip(rates, SERVERS, strict=True)]
+    return Row(called(name), [f"{rate:.1f} ({share:.2f})" for rate, share in zip(rates, shares, strict=True)])
 
 
 def called(name: str) -> str:
@@ -217,21 +263,42 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     try:
-        bench = Bench(install(), given.jobs, given.at_once)
+        bench = Bench(install())
     except InstallFailed as error:
         sys.exit(str(error))
-    rounds: dict[str, list[Round]] = {name: [] for name in CLIENTS}
-    for _ in range(given.rounds):
-        for name, done in rounds.items():
-            done.append(bench.round(name))
-    rows = [speed(name, done, rounds["floor"], given.jobs) for name, done in rounds.items()]
-    ours, *peers = (cpu_of(done, given.jobs) for name, done in rounds.items() if name != "floor")
-    rows[1] = replace(rows[1], target="less CPU than any peer", good=ours < min(peers))
-    columns = ["jobs/s", "CPU, ms/job", "of the floor", "file after, ms", "whole files", "errors"]
-    title = f"{given.jobs} jobs, {given.at_once} at a time, with download, median of {given.rounds} rounds"
-    show(title, columns, rows)
+    load = Load(given.jobs, given.at_once)
+    show_speed(bench, load, given.rounds)
+    columns = ["file after, ms", "95 of 100", "CPU, ms/job", "whole files", "errors"]
+    what = f"{IN_FLIGHT.at_once} jobs of {IN_FLIGHT.seconds * 1000:g} ms in flight"
+    show(what, columns, [in_flight(bench, name) for name in CLIENTS])
+    rows = [on_several(bench, name) for name in CLIENTS]
+    what = f"jobs of {SECONDS * 1000:g} ms: jobs/s on n servers (of n x one)"
+    show(what, [f"{servers}" for servers in SERVERS], rows)
     show("one job that meets trouble", list(PROBES), asyncio.run(probed(bench)))
     print(NOTES)
+
+
+def show_speed(bench: Bench, load: Load, count: int) -> None:
+    """Short jobs, `count` rounds in turn."""
+    rounds: dict[str, list[Round]] = {name: [] for name in CLIENTS}
+    for _ in range(count):
+        for name, done in rounds.items():
+            done.append(bench.round(name, load))
+    rows = [speed(name, done, rounds["floor"], load.jobs) for name, done in rounds.items()]
+    ours, *peers = (cpu_of(done, load.jobs) for name, done in rounds.items() if name != "floor")
+    rows[1] = replace(rows[1], target="less CPU than any peer", good=ours < min(peers))
+    columns = [
+        "jobs/s",
+        "CPU, ms/job",
+        "of the floor",
+        "file after, ms",
+        "memory, MiB",
+        "whole files",
+        "errors",
+    ]
+    show(
+        f"{load.jobs} jobs, {load.at_once} at a time, with download, median of {count} rounds", columns, rows
+    )
 
 
 if __name__ == "__main__":

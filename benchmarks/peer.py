@@ -1,11 +1,12 @@
 """One client's share of bench_peers.py, in a process of its own and in a Python that has that client:
 
-    python peer.py CLIENT URL FOLDER FIRST JOBS AT_ONCE PATIENCE
+    python peer.py CLIENT URLS FOLDER FIRST JOBS AT_ONCE SECONDS PATIENCE
 
-Runs JOBS short jobs, AT_ONCE at a time, saves their files in FOLDER, and says what it took on the last line.
-FIRST numbers the first of them. A job that takes longer than PATIENCE seconds is given up. Each client is
-used as its own pages show it; where it saves no files, what it has for getting them is used, and the bytes
-are written here.
+Runs JOBS jobs of SECONDS each, AT_ONCE at a time, saves their files in FOLDER, and says what it took on the
+last line. FIRST numbers the first of them. A job that takes longer than PATIENCE seconds is given up. Each
+client is used as its own pages show it; where it saves no files, what it has for getting them is used, and
+the bytes are written here. None of the others knows of several servers (URLS with a comma between): each gets
+a client of its own, and they are dealt the jobs in turn.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import cycle
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
+
+from harness import memory
 
 Graph = dict[str, Any]
 Run = Callable[[Graph, Path], Awaitable[object]]
@@ -33,14 +37,19 @@ TITLE = "Save Image"
 PREFIX = "peer-"
 
 
-def graph(number: int) -> Graph:
+def graph(number: int, seconds: float) -> Graph:
     """Never twice the same, so that the server has to run each."""
     image = {"width": 64, "height": 64, "batch_size": 1, "color": number}
     saved = {"images": ["1", 0], "filename_prefix": f"{PREFIX}{number}-"}
-    return {
+    nodes = {
         "1": {"class_type": "EmptyImage", "inputs": image, "_meta": {"title": "Empty Image"}},
         "2": {"class_type": "SaveImage", "inputs": saved, "_meta": {"title": TITLE}},
     }
+    if seconds:
+        sleep = {"seconds": seconds, "image": ["1", 0]}
+        nodes["3"] = {"class_type": "SimSleep", "inputs": sleep, "_meta": {"title": "Sleep"}}
+        saved["images"] = ["3", 0]
+    return nodes
 
 
 @asynccontextmanager
@@ -55,7 +64,10 @@ async def floor(url: str, at_once: int) -> AsyncIterator[Run]:
 @asynccontextmanager
 async def comfyflow(url: str, at_once: int) -> AsyncIterator[Run]:
     """This project, without a record."""
-    async with import_module("comfyflow").ComfyClient(url) as client:
+    package = import_module("comfyflow")
+    urls = url.split(",")
+    async with package.ServerPool(urls) if len(urls) > 1 else package.ComfyClient(url) as client:
+        await client.ready()
 
         async def run(graph: Graph, folder: Path) -> None:
             prompt_id = await client.submit_workflow(graph)
@@ -114,7 +126,7 @@ async def comfyui_utils(url: str, at_once: int) -> AsyncIterator[Run]:
             async def queue_position(self, position: int) -> None: ...
             async def in_progress(self, node_id: int, progress: int, total: int) -> None: ...
             async def completed(self, outputs: dict[str, Any], cached: bool) -> None:
-                for file in outputs["images"]:
+                for file in outputs.get("images", ()):
                     await api.fetch(file, self.save(folder / file["filename"]))
 
             def save(self, path: Path) -> Callable[[Any], Awaitable[None]]:
@@ -140,11 +152,12 @@ CLIENTS: dict[str, Callable[[str, int], AbstractAsyncContextManager[Run]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What is to be done; `patience` in seconds for a job."""
+    """What is to be done: jobs that take `seconds`; `patience` in seconds for one."""
 
     first: int
     jobs: int
     at_once: int
+    seconds: float
     patience: float
 
 
@@ -158,7 +171,7 @@ async def measured(run: Run, folder: Path, share: Share) -> dict[str, Any]:
         for number in numbers:
             try:
                 async with asyncio.timeout(share.patience):
-                    await run(graph(number), folder)
+                    await run(graph(number, share.seconds), folder)
                 ended[number] = time.time()
             except Exception as error:  # whatever it may raise, it is told
                 errors[" ".join(f"{type(error).__name__}: {error}".split())[:100]] += 1
@@ -170,24 +183,37 @@ async def measured(run: Run, folder: Path, share: Share) -> dict[str, Any]:
     return {"wall": wall, "cpu": cpu, "ended": ended, "errors": errors}
 
 
-async def work(name: str, url: str, folder: Path, share: Share) -> dict[str, Any]:
+@asynccontextmanager
+async def runs_of(name: str, urls: str, at_once: int) -> AsyncIterator[Run]:
+    """A client for all servers, or one for each, in turn."""
+    each = [urls] if name == "comfyflow" else urls.split(",")
+    async with AsyncExitStack() as stack:
+        turns = cycle([await stack.enter_async_context(CLIENTS[name](url, at_once)) for url in each])
+
+        def run(graph: Graph, folder: Path) -> Awaitable[object]:
+            return next(turns)(graph, folder)
+
+        yield run
+
+
+async def work(name: str, urls: str, folder: Path, share: Share) -> dict[str, Any]:
     """One run that warms it up where there are many jobs, and the one that counts."""
-    async with CLIENTS[name](url, share.at_once) as run:
+    async with runs_of(name, urls, share.at_once) as run:
         if share.jobs > 1:
             aside = folder / "warm"
             aside.mkdir()
             few = replace(share, first=share.first + share.jobs, jobs=share.at_once)
             await measured(run, aside, few)
-        return await measured(run, folder, share)
+        return await measured(run, folder, share) | {"memory": memory("VmHWM")}
 
 
 def main() -> None:
-    name, url, folder, first, jobs, at_once, patience = sys.argv[1:]
-    share = Share(int(first), int(jobs), int(at_once), float(patience))
+    name, urls, folder, first, jobs, at_once, seconds, patience = sys.argv[1:]
+    share = Share(int(first), int(jobs), int(at_once), float(seconds), float(patience))
     if name.startswith("comfykit"):
         import_module("comfykit")  # it sets up logging, which is undone here: to write all that takes time
     logging.disable(logging.ERROR)
-    print(json.dumps(asyncio.run(work(name, url, Path(folder), share))), flush=True)
+    print(json.dumps(asyncio.run(work(name, urls, Path(folder), share))), flush=True)
     os._exit(0)  # a thread may wait for ever
 
 

@@ -130,6 +130,8 @@ def test_a_cell_may_have_several_lines() -> None:
         ([], "the first line names the inputs"),
         (["a,,b"], "the first line names the inputs"),
         (["a,b,a"], "the column a is there twice"),
+        (["6.text;3.seed"], "; stands between its columns: save it with commas"),
+        (["6.text\t3.seed"], "a tab stands between its columns"),
         (['"a'], "this is no CSV"),
     ],
 )

@@ -455,3 +455,42 @@ async def test_files_that_only_the_socket_told_of_are_not_forgotten(tracker: Tra
     assert ended.result is not None
     assert [output.filename for output in ended.result.outputs] == ["x.png"]
     assert ended.state is JobState.SUCCEEDED
+
+
+async def test_who_waits_for_the_start_is_woken_by_it(tracker: Tracker) -> None:
+    looker = cast("Looker", Looks())
+    follower = follow.Follower(looker, None, CALM, Timeouts(), previews=False)
+    follower.add(tracker)
+    follower.start()
+    waiting = asyncio.create_task(follower.until_running("a", 5.0))
+    done, _ = await asyncio.wait([waiting], timeout=0)
+    assert not done
+    follower.on_frame(told("execution_start", prompt_id="a"))
+    assert (await waiting).state is JobState.RUNNING
+    with pytest.raises(JobTimeout):
+        await follower.until_end("a", 0.01)
+    await follower.stop()
+
+
+async def test_an_end_without_a_start_is_one_too(client: ComfyClient, comfyui: Sim) -> None:
+    job = await client.submit_workflow(image())
+    await client.wait(job)
+    assert (await client.until_running(job)).state is JobState.SUCCEEDED
+
+
+async def test_progress_is_passed_over_while_nobody_watches_that_job(tracker: Tracker) -> None:
+    """However many watch other jobs."""
+    follower = running(tracker)
+    follower.start()
+    other = Tracker("b", CALM)
+    follower.add(other)
+    follower.accepted(other, 2, counted=True)
+    async with aclosing(follower.views("b")) as views:
+        await anext(views)
+        follower.on_frame(told("progress", value=1, max=2, node="5", prompt_id="a"))
+        assert tracker.view().node_id is None
+    async with aclosing(follower.views("a")) as views:
+        await anext(views)
+        follower.on_frame(told("progress", value=1, max=2, node="5", prompt_id="a"))
+        assert (await anext(views)).node_id == "5"
+    await follower.stop()

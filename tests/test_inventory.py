@@ -92,3 +92,11 @@ def test_a_recorded_server_has_what_its_recordings_ran() -> None:
     inventory = Inventory.of(scenario("21").http[0]["response_json"])
     assert not inventory.missing(Workflow.load(image()))
     assert inventory.missing(graph("EmptyImages")) == (Missing("EmptyImages"),)
+
+
+def test_servers_may_have_the_same() -> None:
+    one, two = Inventory.of(INFO), Inventory.of(INFO)
+    assert one.same(two)
+    assert not one.same(Inventory.of({**INFO, "More": {}}))
+    other = {"input": {"required": {"ckpt_name": [["a.safetensors"]]}}}
+    assert not one.same(Inventory.of({**INFO, "CheckpointLoaderSimple": other}))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+from aiohttp import web
 from graphs import alone, image
 
 from comfyflow import BadAnswer, ComfyClient, Health, PollSchedule, PoolServer, ServerUnreachable, Workflow
@@ -72,6 +74,32 @@ async def test_one_that_does_not_tell_what_it_has_gets_whatever_comes(comfyui: S
         await member.ask()
         assert (member.health, member.lacks(Workflow.load(alone("Nowhere")))) == (Health.UP, ())
         assert "500" in str(member.view().note)
+
+
+async def test_what_it_told_counts_until_it_tells_something_else(
+    comfyui: Sim, counts: Counts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STALE", -1.0)
+    async with member_of(comfyui, counts) as member:
+        await member.ask()
+        told = member.inventory
+        here = asyncio.Event()
+
+        async def hangs(*_: object) -> web.StreamResponse:
+            here.set()
+            await anyio.sleep_forever()
+            raise AssertionError
+
+        comfyui.faults.add("GET", "/object_info", hangs)
+        asking = asyncio.create_task(member.refresh())
+        await here.wait()
+        assert (member.health, member.inventory) == (Health.UP, told)
+        asking.cancel()
+        comfyui.faults.clear()
+        comfyui.faults.add("GET", "/object_info", answer(500, "no"))
+        await member.refresh()
+        assert (member.health, member.inventory) == (Health.UP, told)
+    assert told is not None
 
 
 async def test_one_that_refuses_for_long_is_gone_and_back_when_it_answers(

@@ -115,6 +115,14 @@ async def test_a_job_goes_where_its_nodes_are(sims: list[Sim]) -> None:
         assert [view.succeeded for view in pool.servers] == [0, 4]
 
 
+async def test_servers_that_have_the_same_share_what_is_known_of_it(sims: list[Sim]) -> None:
+    async with pool_of(sims) as pool:
+        await until(lambda: all(view.health is Health.UP for view in pool.servers))
+        first, second = (pool._named(sim.url).inventory for sim in sims)
+        assert first is not None
+        assert first is second
+
+
 async def test_what_no_server_has_is_told_at_once(sims: list[Sim], tmp_path: Path) -> None:
     graph = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "nowhere.safetensors"}},

@@ -34,7 +34,7 @@ from comfyflow import (
 from comfyflow.journal import ANYWHERE
 from comfyflow.recording import NO_ADDRESS, reading, recording
 from comfyflow.rows import batch_of
-from comfyflow.store import Added, Alive, Kept, Worker
+from comfyflow.store import Added, Alive, IdTaken, Kept, Worker
 
 
 @pytest.fixture
@@ -66,6 +66,18 @@ async def test_a_database_that_is_named_is_used_and_read(database: str, journal:
         assert (record.where, record.fault) == ("postgresql", None)
     async with reading({}, database, journal=journal) as store:
         assert await store.get("a") is not None
+
+
+async def test_an_id_that_another_job_has_is_told_to_whoever_would_send_it(
+    database: str, journal: Journal
+) -> None:
+    """Nothing is lost by that: the other job's record is whole."""
+    other = replace(job(), workflow=Workflow.load(image()))
+    async with recording(by(database), journal=journal) as record:
+        await record.store.add(job())
+        with pytest.raises(IdTaken, match="there is already another job a"):
+            await record.store.add(other)
+        assert (record.where, record.lost) == ("postgresql", None)
 
 
 async def test_reading_does_not_wait_for_a_process_that_hangs_while_it_writes_the_journal(

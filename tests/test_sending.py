@@ -112,6 +112,22 @@ async def test_a_job_of_a_server_that_is_not_ours_is_not_sent(pool: ServerPool) 
         await sender(pool, MemoryStore()).late(job)
 
 
+async def test_another_workflow_that_takes_the_key_in_the_same_moment_is_a_conflict(comfyui: Sim) -> None:
+    class Late(Watched):
+        async def write(self, *entries: Entry, lazily: bool = False) -> None:
+            if any(isinstance(entry, Added) for entry in entries) and not self.entries:
+                theirs = Job(made.prompt_id, Workflow.load(image()), "they", comfyui.url, 1.0, "k")
+                await super().write(Added(theirs))
+            await super().write(*entries, lazily=lazily)
+
+    async with ComfyClient(comfyui.url, poll=QUICK) as client:
+        one = sender(client, Late())
+        made = one.made(Workflow.load(image()), "k")
+        with pytest.raises(KeyConflict, match="has another workflow: use a new key"):
+            await one.submit(made)
+    assert not comfyui.executed
+
+
 async def test_a_key_that_another_program_has_added_for_another_server_stays_there(
     pool: ServerPool, comfyui: Sim
 ) -> None:

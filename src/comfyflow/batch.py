@@ -219,6 +219,9 @@ def _header(table: Iterator[list[str]], name: str) -> list[str]:
         header[0] = header[0].removeprefix("\ufeff")
     if not header or "" in header:
         raise UsageError(f"{name}: the first line names the inputs of the columns, like 6.text,seed")
+    if len(header) == 1 and (mark := re.search(r"[;\t]", header[0])):
+        sign = "a tab" if mark[0] == "\t" else mark[0]
+        raise UsageError(f"{name}: {sign} stands between its columns: save it with commas, or as JSON Lines")
     twice = next((cell for cell in header if header.count(cell) > 1), None)
     if twice is not None:
         raise UsageError(f"{name}: the column {twice} is there twice")

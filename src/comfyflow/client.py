@@ -288,6 +288,11 @@ class ComfyClient:
             async for view in views:
                 yield view
 
+    async def until_running(self, prompt_id: str, *, timeout: float | None = None) -> JobView:
+        """Wait until a job runs, or has ended in whatever way, at most `timeout` seconds (`Timeouts.total` if
+        None), and return its view. Raises JobTimeout, or ServerUnreachable after a long silence."""
+        return (await self._following().until_running(prompt_id, self._budget(timeout))).view()
+
     async def wait(self, prompt_id: str, *, timeout: float | None = None) -> JobResult:
         """Wait for a job's success, at most `timeout` seconds (`Timeouts.total` if None).
 
@@ -596,8 +601,10 @@ class ComfyClient:
         self._found = folder
 
     async def _ended(self, prompt_id: str, timeout: float | None) -> Tracker:
-        budget = self.timeout.total if timeout is None else timeout
-        return await self._following().until_end(prompt_id, budget)
+        return await self._following().until_end(prompt_id, self._budget(timeout))
+
+    def _budget(self, timeout: float | None) -> float | None:
+        return self.timeout.total if timeout is None else timeout
 
     def _shared_titles(self, graph: Workflow) -> Mapping[str, str]:
         """Titles by node id; jobs of like graphs share one mapping, so that thousands in flight stay

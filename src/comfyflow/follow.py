@@ -43,6 +43,7 @@ class Follower:
         self._looker, self._poll, self._timeouts, self._previews = looker, poll, timeouts, previews
         self._link = link(self) if link else None
         self._views: Waiters = {}  # who wants every change
+        self._starts: Waiters = {}  # who wants the start only
         self._ends: Waiters = {}  # who wants the end only
         self._ended: OrderedDict[str, Tracker] = OrderedDict()
         self._unread: dict[str, list[str]] = {}  # frames with details of a running job
@@ -101,18 +102,23 @@ class Follower:
             self._kick()
 
     def _nobody_watches(self, frame: str | bytes) -> bool:
-        """Half of all frames tell of progress and pictures: not worth a look while all wait for ends only."""
+        """Half of all frames tell of progress and pictures: not worth a look while nobody watches the job."""
         if isinstance(frame, str):
-            return not self._views and frame.startswith(protocol.PROGRESS)
+            return frame.startswith(protocol.PROGRESS) and self._unwatched(frame) is not None
         return not self._previews
 
     def _can_wait(self, frame: str | bytes) -> bool:
         """What a running job does is kept, and read when somebody asks: nobody asks for most jobs."""
-        if self._views or not isinstance(frame, str) or not frame.startswith(protocol.DETAILS):
+        if not isinstance(frame, str) or not frame.startswith(protocol.DETAILS):
             return False
-        if (prompt_id := self.roster.about(frame)) is not None:
+        if (prompt_id := self._unwatched(frame)) is not None:
             self._unread.setdefault(prompt_id, []).append(frame)
         return prompt_id is not None
+
+    def _unwatched(self, frame: str) -> str | None:
+        """The running job that an unread frame tells of, if nobody wants to see every change of it."""
+        prompt_id = self.roster.about(frame)
+        return None if prompt_id in self._views else prompt_id
 
     def _catch_up(self, prompt_id: str) -> None:
         """Read what was kept. That the worker got on was noted when it came."""
@@ -270,13 +276,23 @@ class Follower:
         self.roster.plan(tracker)
         self._kick()
 
+    async def until_running(self, prompt_id: str, timeout: float | None) -> Tracker:
+        """Wait until it runs, or has ended, at most `timeout` seconds. Raises like `until_end`."""
+        return await self._reached(prompt_id, JobState.RUNNING, self._starts, timeout)
+
     async def until_end(self, prompt_id: str, timeout: float | None) -> Tracker:
         """Wait for the end, at most `timeout` seconds. Raises JobTimeout, or ServerUnreachable after a long
         silence."""
+        return await self._reached(prompt_id, None, self._ends, timeout)
+
+    async def _reached(
+        self, prompt_id: str, state: JobState | None, waiters: Waiters, timeout: float | None
+    ) -> Tracker:
+        """Wait until it has got to a `state`, None for the end."""
         tracker = self.attach(prompt_id)
         deadline = math.inf if timeout is None else self.clock() + timeout
-        with self._waiting(prompt_id, self._ends) as woken:
-            while tracker.result is None:
+        with self._waiting(prompt_id, waiters) as woken:
+            while tracker.result is None and (state is None or tracker.state.rank < state.rank):
                 await self._pause(woken, tracker, deadline)
                 tracker = self.attach(prompt_id)  # it may have been sent, or refused, since
         return tracker
@@ -309,7 +325,7 @@ class Follower:
                 self.forget(prompt_id)
 
     def _watched(self, prompt_id: str) -> bool:
-        return prompt_id in self._views or prompt_id in self._ends
+        return any(prompt_id in waiters for waiters in (self._views, self._starts, self._ends))
 
     async def _pause(self, woken: asyncio.Event, tracker: Tracker, deadline: float) -> None:
         """Until something changed. Raises when the deadline or the silence has passed, or the follower has
@@ -363,7 +379,8 @@ class Follower:
             self.on_end(tracker)
             if len(self._ended) > KEPT:
                 self._ended.popitem(last=False)
-            for woken in self._ends.get(prompt_id, ()):
+        elif tracker.state.rank >= JobState.RUNNING.rank:
+            for woken in self._starts.get(prompt_id, ()):
                 woken.set()
         for woken in self._views.get(prompt_id, ()):
             woken.set()
@@ -378,11 +395,12 @@ class Follower:
         self._kicked.set()
 
     def _wake(self, prompt_id: str) -> None:
-        for woken in (*self._views.get(prompt_id, ()), *self._ends.get(prompt_id, ())):
-            woken.set()
+        for waiters in (self._views, self._starts, self._ends):
+            for woken in waiters.get(prompt_id, ()):
+                woken.set()
 
     def _wake_all(self) -> None:
-        for prompt_id in {*self._views, *self._ends}:
+        for prompt_id in {*self._views, *self._starts, *self._ends}:
             self._wake(prompt_id)
 
 

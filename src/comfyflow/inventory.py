@@ -54,6 +54,10 @@ class Inventory:
         }
         return cls(frozenset(map(sys.intern, object_info)), choices)
 
+    def same(self, other: Inventory) -> bool:
+        """Whether both servers have the same."""
+        return (self.node_classes, self._choices) == (other.node_classes, other._choices)
+
     @property
     def models(self) -> Mapping[str, tuple[str, ...]]:
         """The model files that a node can load, by "Class.input"."""

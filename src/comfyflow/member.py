@@ -70,8 +70,8 @@ class ServerView:
 
 class Member:
     """A server and its client, which is opened and closed by the pool. `changed` is called when there may be
-    room, `asked` when it was asked how it is; `successes` counts those of the whole pool. `lost_after`
-    is in seconds."""
+    room, `asked` when it was asked how it is; `successes` counts those of the whole pool; `shared` gives for
+    an inventory that of another server where it is the same. `lost_after` is in seconds."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class Member:
         changed: Callable[[], None],
         asked: Callable[[], None],
         successes: Callable[[], int],
+        shared: Callable[[Inventory], Inventory] = lambda found: found,
     ) -> None:
         self.client, self.url, self.weight = client, str(client.server), spec.weight
         self.most = 1 + (ahead if spec.ahead is None else spec.ahead)
@@ -98,7 +99,7 @@ class Member:
         self._lost_after = inf if lost_after is None else lost_after
         self._refused_since: float | None = None
         self._told_at = -inf
-        self._changed, self._asked, self._successes = changed, asked, successes
+        self._changed, self._asked, self._successes, self._shared = changed, asked, successes, shared
         self._failures, self._elsewhere = 0, 0  # in a row; what had succeeded before the first of them
         self._rests_until, self._rest = -inf, REST
         self._wait, self._kicked = ASK_FIRST, asyncio.Event()
@@ -135,7 +136,7 @@ class Member:
     def has_room(self) -> bool:
         """Whether it may get a job now. After a rest it gets one, to see."""
         most = 1 if self._failures >= TRIP else self.most
-        return self.health is Health.UP and self.ours < most
+        return self.ours < most and self.health is Health.UP
 
     def delay(self, usual: float) -> float:
         """Seconds until it would have done one more job; `usual` where its own were not measured."""
@@ -227,11 +228,11 @@ class Member:
             self.client.follower.gone(False)
 
     async def _take_stock(self) -> None:
-        """A server that does not tell what it has is given whatever comes."""
-        self.inventory = None
+        """A server that has never told what it has is given whatever comes. What it told before counts until
+        it tells something else: it may be at work for minutes before it answers."""
         try:
             with anyio.fail_after(INVENTORY_LIMIT):
-                self.inventory = Inventory.of(await self.client.object_info())
+                self.inventory = self._shared(Inventory.of(await self.client.object_info()))
         except (ServerError, TimeoutError) as error:
             self.note = str(error)
         self._told_at = self._clock()

@@ -69,21 +69,26 @@ class _Waiter:
     def __init__(self, workflow: Workflow, besides: Collection[str], now: float) -> None:
         self.workflow, self.besides, self.since = workflow, besides, now
         self.place: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
-        self._fits: dict[Member, tuple[Inventory | None, bool, int]] = {}
+        self._judged: dict[Inventory, tuple[bool, int]] = {}  # servers that have the same share one
 
     def fits(self, member: Member) -> bool:
         """Whether the server has all that the workflow names, and was not tried in vain just now."""
-        return self._known(member)[1] and member.url not in self.besides
+        return self.can(member) and member.url not in self.besides
+
+    def can(self, member: Member) -> bool:
+        """Whether the server has all that the workflow names, as far as it tells."""
+        return self._judgement(member)[0]
 
     def strange(self, member: Member) -> int:
         """How many choices of the workflow it does not list."""
-        return self._known(member)[2]
+        return self._judgement(member)[1]
 
-    def _known(self, member: Member) -> tuple[Inventory | None, bool, int]:
-        known, has = self._fits.get(member), member.inventory
-        if known is None or known[0] is not has:
-            strange = 0 if has is None else has.strange(self.workflow)
-            known = self._fits[member] = has, not member.lacks(self.workflow), strange
+    def _judgement(self, member: Member) -> tuple[bool, int]:
+        has = member.inventory
+        if has is None:
+            return True, 0
+        if (known := self._judged.get(has)) is None:
+            known = self._judged[has] = not has.missing(self.workflow), has.strange(self.workflow)
         return known
 
 
@@ -140,6 +145,7 @@ class ServerPool:
                         changed=self._serve,
                         asked=self._survey,
                         successes=lambda: sum(one.succeeded for one in self._members),
+                        shared=self._shared,
                     )
                 )
             self._stack = stack.pop_all()
@@ -305,6 +311,11 @@ class ServerPool:
             async for view in views:
                 yield _told(view, client)
 
+    async def until_running(self, prompt_id: str, *, timeout: float | None = None) -> JobView:
+        """See `ComfyClient.until_running`: at most `timeout` seconds."""
+        client = await self.of(prompt_id)
+        return _told(await client.until_running(prompt_id, timeout=timeout), client)
+
     async def wait(self, prompt_id: str, *, timeout: float | None = None) -> JobResult:
         """See `ComfyClient.wait`: at most `timeout` seconds."""
         client = await self.of(prompt_id)
@@ -445,7 +456,7 @@ class ServerPool:
         return NotRunnable(text, url=self._members[0].url, missing=missing)
 
     def _could(self, waiter: _Waiter) -> bool:
-        return any(not member.lacks(waiter.workflow) for member in self._members)
+        return any(waiter.can(member) for member in self._members)
 
     async def _patrol(self) -> None:
         """Time changes things too: rests end, patience does."""
@@ -485,6 +496,11 @@ class ServerPool:
         )
         up = any(member.health is Health.UP for member in self._members)
         return NoServer(text, url=self._members[0].url, any_up=up)
+
+    def _shared(self, found: Inventory) -> Inventory:
+        """One inventory for all servers that have the same: a workflow is held against it once."""
+        known = (member.inventory for member in self._members)
+        return next((has for has in known if has is not None and has.same(found)), found)
 
     # -- finding --
 

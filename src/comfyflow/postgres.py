@@ -39,7 +39,7 @@ from .statements import (
     UNFINISHED,
     statement_for,
 )
-from .store import Advanced, Entry, Holding, Job, JobEvent, JobRecord, Store, Worker
+from .store import Advanced, Entry, Holding, IdTaken, Job, JobEvent, JobRecord, Store, Worker
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -56,6 +56,10 @@ _OF_THE_DATA = (  # what the database will refuse again and again
 
 class _Replaced(Refused):
     """Somebody else has sent this lost job again already. Nothing is lost by that: the row is there."""
+
+
+class _Taken(Refused, IdTaken):
+    """See IdTaken."""
 
 
 class PostgresStore(Store):
@@ -574,7 +578,7 @@ def _check(wrong: list[Any]) -> None:
     for prompt_id, unknown in wrong:
         if unknown:
             raise Refused(f"no job {prompt_id} is recorded: add it first")
-        raise Refused(f"there is already another job {prompt_id}: use a new prompt id")
+        raise _Taken(f"there is already another job {prompt_id}: use a new prompt id")
 
 
 def _refusal(error: Exception, batch: Batch, database: Database) -> Refused:

@@ -22,7 +22,7 @@ from .postgres import PostgresStore
 from .rows import batch_of
 from .settings import content_limit
 from .shield import to_the_end
-from .store import Entry, Holding, Job, JobRecord, MemoryStore, Store, Worker
+from .store import Entry, Holding, IdTaken, Job, JobRecord, MemoryStore, Store, Worker
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +60,11 @@ class Forgiving(Store):
         return self.inner.lasting
 
     async def write(self, *entries: Entry, lazily: bool = False) -> None:
-        """See Store; raises nothing."""
+        """See Store; raises only IdTaken, for a job that was not sent yet."""
         try:
             await self.inner.write(*entries, lazily=lazily)
+        except IdTaken:
+            raise
         except StoreError as error:
             self.lost = error
 

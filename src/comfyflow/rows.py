@@ -113,9 +113,10 @@ def output_path(path: PurePath, root: PurePath | None) -> tuple[str, str | None]
     Relative with "/" where it lies inside `root` (an absolute path; None: its own folder), else as it is.
     """
     folder = path.parent if root is None else root
-    if path.is_relative_to(folder):
+    try:
         return cleaned(path.relative_to(folder).as_posix()), cleaned(str(folder))
-    return cleaned(path.as_posix()), None
+    except ValueError:
+        return cleaned(path.as_posix()), None
 
 
 def record_of(run: Row, assets: Sequence[Row], events: Sequence[Row]) -> JobRecord:

@@ -445,17 +445,21 @@ class Runner:
 
     async def _show(self, job: Job, there: ComfyClient, on_view: OnView | None) -> None:
         """Show each view, and write down that the job runs. Nobody looks: that is all there is to see."""
+        if on_view is None:
+            await self._runs(await there.until_running(job.prompt_id, timeout=inf))
+            return
         running = False
         async with aclosing(there.watch(job.prompt_id)) as views:
             async for view in views:
-                if on_view is not None:
-                    on_view(view)
-                if not running and view.state is JobState.RUNNING:
-                    running = True
-                    started = Advanced(job.prompt_id, JobState.RUNNING), JobEvent(job.prompt_id, "started")
-                    await self.store.write(*started, lazily=True)
-                if on_view is None and view.state.rank >= JobState.RUNNING.rank:
-                    return
+                on_view(view)
+                running = running or await self._runs(view)
+
+    async def _runs(self, view: JobView) -> bool:
+        if view.state is not JobState.RUNNING:
+            return False
+        started = Advanced(view.prompt_id, JobState.RUNNING), JobEvent(view.prompt_id, "started")
+        await self.store.write(*started, lazily=True)
+        return True
 
     async def _save(self, job: Job, result: JobResult) -> tuple[SavedFile, ...]:
         if result.outputs:

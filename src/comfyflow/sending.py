@@ -33,7 +33,7 @@ from .models import Ambiguous, JobFailure, JobResult, JobState
 from .outcome import never_ran
 from .pool import ServerPool
 from .shield import to_the_end
-from .store import RESUBMITTED, Accepted, Entry, Job, JobEvent, JobRecord, Moved, Store, ending
+from .store import RESUBMITTED, Accepted, Entry, IdTaken, Job, JobEvent, JobRecord, Moved, Store, ending
 from .submit import key_id
 from .workflow import Workflow
 
@@ -176,7 +176,8 @@ class Sender:
             await self._store.write(*also, *self._lease.added(job))
             return None
         try:
-            await self._store.write(*also, *self._lease.added(job))
+            with suppress(IdTaken):  # by another workflow with this key, a moment ago: the record tells
+                await self._store.write(*also, *self._lease.added(job))
             record = await self._of_key(job)
         except StoreError as error:
             self._check_risk(job, error)

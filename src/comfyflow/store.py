@@ -80,6 +80,10 @@ class JobEvent:
     event_id: str = field(default_factory=lambda: str(uuid4()), compare=False)
 
 
+class IdTaken(StoreError):
+    """Another job has this prompt id. Nothing of the new one was recorded."""
+
+
 RESUBMITTED = "resubmitted"  # the event of a lost job that was sent again
 
 
@@ -411,7 +415,7 @@ class MemoryStore(Store):
             folder=known.folder or job.folder,
         )
         if filled.workflow and job.workflow and filled.workflow.digest != job.workflow.digest:
-            raise StoreError(f"there is already another job {job.prompt_id}: use a new prompt id")
+            raise IdTaken(f"there is already another job {job.prompt_id}: use a new prompt id")
         self._put(replace(record, job=filled))
 
     def _move(self, job: Job) -> None:

@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from .schema import SEED_NAMES
@@ -18,14 +19,21 @@ from .workflow import Workflow
 
 Inputs = Mapping[str, Any]
 
+
+def _names(pattern: str) -> Callable[[str], bool]:
+    """Whether an input is called so: the same names come again with every job."""
+    like = re.compile(pattern)
+    return lru_cache(maxsize=1024)(lambda name: like.fullmatch(name) is not None)
+
+
 _FILE = re.compile(r".+\.(safetensors|ckpt|sft|gguf|pth?|bin)", re.IGNORECASE | re.DOTALL)
-_MODEL_NAME = re.compile(r"(ckpt|checkpoint|unet|diffusion_model|dit|model)(_?name|_?path|_?file)?")
-_MODEL_LINK = re.compile(r"model(_?\d+)?|(base|refiner|diffusion|high_noise|low_noise)_model|unet")
-_LORA = re.compile(r"lora.*")
+_MODEL_NAME = _names(r"(ckpt|checkpoint|unet|diffusion_model|dit|model)(_?name|_?path|_?file)?")
+_MODEL_LINK = _names(r"model(_?\d+)?|(base|refiner|diffusion|high_noise|low_noise)_model|unet")
+_LORA = _names(r"lora.*")
 # What hangs on a sampler beside its own model: what comes over these links did not paint the picture.
-_OTHER_MODEL = re.compile(r".*(vae|clip|upscale|control|style|encoder|interp|patch|detector|segm|sam_).*")
-_SAMPLING = re.compile(r"positive|conditioning|cond|steps|cfg|seed|noise_seed")
-_SWITCHED = re.compile(r"switch|boolean|condition")
+_OTHER_MODEL = _names(r".*(vae|clip|upscale|control|style|encoder|interp|patch|detector|segm|sam_).*")
+_SAMPLING = _names(r"positive|conditioning|cond|steps|cfg|seed|noise_seed")
+_SWITCHED = _names(r"switch|boolean|condition")
 _NO_NOISE = ("disable", False)  # KSamplerAdvanced and SamplerCustom, comfy_extras and nodes.py, 0.27.0
 
 
@@ -69,12 +77,10 @@ def _walk(
         waiting.extend(new)
 
 
-def _links(graph: Mapping[str, Any], inputs: Inputs) -> Iterator[tuple[str, str]]:
+def _links(graph: Mapping[str, Any], inputs: Inputs) -> list[tuple[str, str]]:
     """Names of linked inputs and where they come from; of a switch that is known only the side in use."""
     unused = _unused(graph, inputs)
-    for name, value in inputs.items():
-        if is_link(value) and name != unused:
-            yield name, value[0]
+    return [(name, value[0]) for name, value in inputs.items() if is_link(value) and name != unused]
 
 
 def _sources(graph: Mapping[str, Any], inputs: Inputs) -> list[str]:
@@ -83,9 +89,9 @@ def _sources(graph: Mapping[str, Any], inputs: Inputs) -> list[str]:
 
 def _unused(graph: Mapping[str, Any], inputs: Inputs) -> str | None:
     """The side of a switch that is not taken (ComfySwitchNode, 0.27.0), None where that is open."""
-    if not {"on_true", "on_false"} <= inputs.keys():
+    if "on_true" not in inputs or "on_false" not in inputs:
         return None
-    value: Any = next((inputs[name] for name in inputs if _SWITCHED.fullmatch(name)), None)
+    value: Any = next((inputs[name] for name in inputs if _SWITCHED(name)), None)
     if is_link(value):
         value = graph[value[0]]["inputs"].get("value")
     if not isinstance(value, bool):
@@ -147,7 +153,7 @@ def _model(graph: Mapping[str, Any], start: str, way: Iterable[Inputs]) -> str |
 def _distance(inputs: Inputs) -> tuple[bool, bool]:
     """Samplers before other nodes with a model (detectors, ...), and the one that adds the noise before those
     that go on with its work (SDXL's refiner)."""
-    return not any(map(_SAMPLING.fullmatch, inputs)), inputs.get("add_noise") in _NO_NOISE
+    return not any(map(_SAMPLING, inputs)), inputs.get("add_noise") in _NO_NOISE
 
 
 def _first_model(
@@ -158,12 +164,12 @@ def _first_model(
 
 
 def _model_here(inputs: Inputs) -> str | None:
-    named = (value for name, value in inputs.items() if _MODEL_NAME.fullmatch(name))
+    named = (value for name, value in inputs.items() if _MODEL_NAME(name))
     return next((value for value in named if _is_file(value)), None)
 
 
 def _model_sources(graph: Mapping[str, Any], inputs: Inputs) -> list[str]:
-    return [source for name, source in _links(graph, inputs) if _MODEL_LINK.fullmatch(name)]
+    return [source for name, source in _links(graph, inputs) if _MODEL_LINK(name)]
 
 
 def _model_way(graph: Mapping[str, Any], inputs: Inputs) -> list[str]:
@@ -171,7 +177,7 @@ def _model_way(graph: Mapping[str, Any], inputs: Inputs) -> list[str]:
 
 
 def _painting(graph: Mapping[str, Any], inputs: Inputs) -> list[str]:
-    return [source for name, source in _links(graph, inputs) if not _OTHER_MODEL.fullmatch(name)]
+    return [source for name, source in _links(graph, inputs) if not _OTHER_MODEL(name)]
 
 
 # LoRAs
@@ -180,7 +186,7 @@ def _painting(graph: Mapping[str, Any], inputs: Inputs) -> list[str]:
 def _loras(way: Iterable[Inputs]) -> Iterator[str]:
     for inputs in way:
         for name, value in inputs.items():
-            if _LORA.fullmatch(name):
+            if _LORA(name):
                 yield from _lora_names(value)
 
 

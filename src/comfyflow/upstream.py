@@ -12,6 +12,7 @@ NUMBER_NAMES = (*SEED_NAMES, "value", "int", "number")  # what primitive nodes c
 
 _T = TypeVar("_T")
 
+_PAIR = (list, tuple)  # asked for every value of every node
 _TEXT_INPUT = re.compile(
     r"(positive_?)?(text|prompt|string|value|caption)s?(_?([a-z]|\d+|positive))?"
     r"|(.*\.|text_)?prompt|positive|populated_text|tags|lyrics|clip_[lg]|t5xxl|mt5xl|bert|llama"
@@ -23,7 +24,7 @@ _CONDITIONING_INPUT = re.compile(r"positive.*|cond(itioning)?(_.*|\d+)?")
 def is_link(value: Any) -> bool:
     """Whether an input is a connection: `["node id", slot]` (comfy_execution/graph_utils.py, 0.27.0)."""
     return (
-        isinstance(value, list | tuple)
+        isinstance(value, _PAIR)
         and len(value) == 2
         and isinstance(value[0], str)
         and isinstance(value[1], int)
