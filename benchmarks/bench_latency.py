@@ -16,7 +16,7 @@ from harness import HERE, Row, server, show
 
 from comfyflow import ComfyClient
 
-JOBS, ROUNDS = 500, 4
+JOBS, ROUNDS = 500, 8
 EVERY = 0.004  # s between two ends
 AT_ONCE = 32  # that are sent
 MOST = 1.3

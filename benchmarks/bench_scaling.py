@@ -1,7 +1,8 @@
 """1 to 16 simulated servers whose jobs take 50 ms: how much of n times one server's throughput is left.
 
-The servers are on this machine too and need more of it than the client. Where all its cores are full, the
-figures say nothing of the client; jobs of 200 ms then show what many servers cost it, apart from many jobs.
+The servers are on this machine too and need more of it than the client. Where its loop has no idle time left,
+because it works or because it waits for a core that a server has, the figures say nothing more of the client;
+jobs of 200 ms then show what many servers cost it, apart from many jobs.
 """
 
 from __future__ import annotations
@@ -27,24 +28,26 @@ JOBS = 80  # for each server
 LONG, FEW = 0.2, 40  # the same for jobs that leave the machine time for 16 servers
 WARM_UP = 4  # for each server
 TARGET = 0.9
-FULL = 0.9  # of a core: then it is the client that is the limit
+FULL = 0.9  # of the time: then the client can do no more here
 
 _colors = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Jobs a second, and the cores that the client, the servers and the machine used meanwhile."""
+    """Jobs a second, the cores that the client and the servers used meanwhile, and how much of the time the
+    client's loop worked, and waited for a core."""
 
     rate: float
     client: float
     servers: float
-    machine: float
+    works: float
+    waits: float
 
     @property
     def full(self) -> bool:
-        """Whether a core of the client, or all cores of the machine are full."""
-        return self.client >= FULL or self.machine >= FULL * (os.cpu_count() or 1)
+        """Whether the client's loop has no idle time left."""
+        return self.works + self.waits >= FULL
 
 
 def graph(seconds: float) -> dict[str, Any]:
@@ -73,11 +76,9 @@ async def done(runner: Runner, jobs: Iterator[Mapping[str, Any]], servers: int) 
     return count
 
 
-def busy() -> float:
-    """Seconds that all cores together have worked since the machine was started."""
-    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
-    user, nice, system, _, _, irq, softirq = map(int, fields[:7])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+def waited() -> float:
+    """Seconds that the loop's thread could have worked, and had no core (Linux: schedstat)."""
+    return int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
 
 
 def of_children() -> float:
@@ -87,9 +88,9 @@ def of_children() -> float:
     return sum(sum(map(int, stat.split()[11:13])) for stat in stats) / os.sysconf("SC_CLK_TCK")
 
 
-def spent() -> tuple[float, float, float, float]:
-    """The clock, and the seconds of work of the client, the servers and the machine."""
-    return time.perf_counter(), time.process_time(), of_children(), busy()
+def spent() -> tuple[float, ...]:
+    """The clock, and the seconds of a `Run`."""
+    return time.perf_counter(), time.process_time(), of_children(), time.thread_time(), waited()
 
 
 async def measured(urls: Sequence[str], folder: Path, seconds: float, jobs: int) -> Run:
@@ -98,15 +99,22 @@ async def measured(urls: Sequence[str], folder: Path, seconds: float, jobs: int)
         await done(runner, (graph(seconds) for _ in range(WARM_UP * servers)), servers)
         before = spent()
         count = await done(runner, (graph(seconds) for _ in range(jobs * servers)), servers)
-        wall, *cores = (after - start for after, start in zip(spent(), before, strict=True))
-    return Run(count / wall, *(used / wall for used in cores))
+        wall, *used = (after - start for after, start in zip(spent(), before, strict=True))
+    return Run(count / wall, *(seconds / wall for seconds in used))
 
 
 def series(urls: Sequence[str], sizes: Sequence[int], folder: Path, seconds: float, jobs: int) -> list[Run]:
     """Measure it on so many servers, and print it."""
     runs = [asyncio.run(measured(urls[:size], folder, seconds, jobs)) for size in sizes]
     rows = [row(size, run, runs[0]) for size, run in zip(sizes, runs, strict=True)]
-    columns = ["jobs/s", "of n x one", "cores of the client", "of the servers", "of the machine"]
+    columns = [
+        "jobs/s",
+        "of n x one",
+        "cores of the client",
+        "of the servers",
+        "its loop works",
+        "and waits for a core",
+    ]
     show(f"jobs of {seconds * 1000:g} ms on n servers ({os.cpu_count()} cores here)", columns, rows)
     return runs
 
@@ -125,7 +133,7 @@ def main() -> None:
 
 def row(servers: int, run: Run, one: Run) -> Row:
     share = run.rate / (servers * one.rate)
-    cores = [f"{used:.2f}" for used in (run.client, run.servers, run.machine)]
+    cores = [f"{used:.2f}" for used in (run.client, run.servers, run.works, run.waits)]
     good = None if run.full and share < TARGET else share >= TARGET
     what = f"{servers} server{'s'[: servers != 1]}{' (full)' if run.full else ''}"
     return Row(what, [f"{run.rate:.1f}", f"{share:.2f}", *cores], f">= {TARGET}", good)

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from graphs import image
 
-from comfyflow import Job, JobEvent, JobResult, JobState, StoreError, StoreUnavailable, Workflow
-from comfyflow.gather import GROUP, LANES, LOAD, Gathering, Refused
+from comfyflow import Job, JobEvent, JobResult, JobState, StoreError, StoreUnavailable, Workflow, gather
+from comfyflow.gather import GROUP, HEAVY, LANES, LOAD, Gathering, Refused
 from comfyflow.rows import Batch, batch_of
 from comfyflow.store import Accepted, Added, Advanced, Alive, Entry, Moved, Worker, ending
 
@@ -120,6 +120,22 @@ async def test_beside_a_slow_statement_another_one_sets_out(road: Road) -> None:
     async with asyncio.timeout(5):
         await road.full.wait()
         assert [ids(batch) for batch in road.sent] == [["a"], ["b", "c"]]
+        road.opened.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_a_large_one_does_not_wait_for_the_one_on_its_way(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gather, "SLOW", 60.0)
+    gathering = Gathering(road.send)
+    node = {"class_type": "EmptyImage", "inputs": {}}
+    large = Workflow.load({str(number): node for number in range(HEAVY)})
+    added = batch_of([Added(Job("large", large, "client", "http://server", 1.0))])
+    tasks = [asyncio.create_task(gathering.commit(batch)) for batch in (running("first"), added)]
+    async with asyncio.timeout(5):
+        await road.full.wait()
+        assert [ids(batch) for batch in road.sent] == [["first"], ["large"]]
         road.opened.set()
         await asyncio.gather(*tasks)
 

@@ -17,6 +17,7 @@ from .rows import Batch, Row
 LANES, GROUP = 2, 64  # statements under way at once, and writes in one of them
 SLOW = 0.05  # s after which a second one sets out: the first may wait for a lock of others
 OFTEN, PAUSE = 0.005, 0.004  # s: where writes come as often as that, the next ones are waited for so long
+HEAVY = 200  # nodes of graphs in one write that is large enough: it does not wait for others
 LOAD = 2000  # nodes of graphs in one of them, unless one alone has more: nothing else runs while JSON is made
 _ON_THE_WAY = frozenset({"prompt_id", "state", "submitted_at", "started_at"})
 
@@ -94,9 +95,8 @@ class Gathering:
         group = self._open = _Group()
         group.add(batch)
         try:
-            if self._often:
-                await asyncio.sleep(PAUSE)
-            await self._turn()
+            if group.load < HEAVY:
+                await self._turn()
             async with self._lanes:
                 self._close(group)
                 await self._send_on(group.merged())
@@ -113,6 +113,8 @@ class Gathering:
 
     async def _turn(self) -> None:
         """Few large statements cost less than many: wait for the one on its way, unless it is slow."""
+        if self._often:
+            await asyncio.sleep(PAUSE)
         if not self._idle.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(SLOW):
