@@ -99,7 +99,8 @@ class Bench:
     def round(self, name: str, load: Load) -> Round:
         """On simulators of its own: some ask for the whole history, which grows."""
         with ExitStack() as stack:
-            urls = [stack.enter_context(simulator()) for _ in range(load.servers)]
+            takes = "--no-previews", "--step-delay", str(load.seconds)
+            urls = [stack.enter_context(simulator(*takes)) for _ in range(load.servers)]
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             given = next(self._numbers), load.jobs, load.at_once, load.seconds, PATIENCE
             told = asyncio.run(self.told(name, ",".join(urls), folder, *given))
@@ -237,7 +238,7 @@ def on_several(bench: Bench, name: str) -> Row:
     for servers in SERVERS:
         done = bench.round(name, Load(SHARE * servers, 8 * servers, SECONDS, servers))
         rates.append(done.whole / done.wall)
-    shares = [rate / servers / rates[0] for rate, servers in zip(rates, SERVERS, strict=True)]
+    shares = [rate / servers / (rates[0] or 1) for rate, servers in zip(rates, SERVERS, strict=True)]
     return Row(called(name), [f"{rate:.1f} ({share:.2f})" for rate, share in zip(rates, shares, strict=True)])
 
 

@@ -57,7 +57,7 @@ class Floor:
         async with self.session.get(f"{self.url}/history/{prompt_id}") as answer:
             outputs = (await answer.json())[prompt_id]["outputs"]
         for files in outputs.values():
-            for file in files.get("images", ()):  # a node may tell something else
+            for file in files["images"]:
                 await self.download(file, folder)
 
     async def download(self, file: Mapping[str, str], folder: Path) -> None:

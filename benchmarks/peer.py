@@ -37,19 +37,37 @@ TITLE = "Save Image"
 PREFIX = "peer-"
 
 
-def graph(number: int, seconds: float) -> Graph:
-    """Never twice the same, so that the server has to run each."""
-    image = {"width": 64, "height": 64, "batch_size": 1, "color": number}
-    saved = {"images": ["1", 0], "filename_prefix": f"{PREFIX}{number}-"}
-    nodes = {
-        "1": {"class_type": "EmptyImage", "inputs": image, "_meta": {"title": "Empty Image"}},
-        "2": {"class_type": "SaveImage", "inputs": saved, "_meta": {"title": TITLE}},
+def graph(number: int, *, sampled: bool) -> Graph:
+    """Never twice the same, so that the server has to run each. A `sampled` one has one step, which takes the
+    simulator as long as it was told."""
+    image = {"width": 64, "height": 64, "batch_size": 1}
+    saved = {"filename_prefix": f"{PREFIX}{number}-"}
+    if not sampled:
+        blank = ("EmptyImage", {**image, "color": number})
+        return titled({"1": blank, "2": ("SaveImage", {**saved, "images": ["1", 0]})})
+    sampler = {
+        "seed": number, "steps": 1, "cfg": 8.0, "sampler_name": "euler", "scheduler": "normal",
+        "denoise": 1.0, "model": ["4", 0], "positive": ["6", 0], "negative": ["6", 0],
+        "latent_image": ["5", 0],
+    }  # fmt: skip
+    return titled(
+        {
+            "4": ("CheckpointLoaderSimple", {"ckpt_name": "sim.safetensors"}),
+            "5": ("EmptyLatentImage", image),
+            "6": ("CLIPTextEncode", {"text": "a fox", "clip": ["4", 1]}),
+            "3": ("KSampler", sampler),
+            "8": ("VAEDecode", {"samples": ["3", 0], "vae": ["4", 2]}),
+            "2": ("SaveImage", {**saved, "images": ["8", 0]}),
+        }
+    )
+
+
+def titled(nodes: dict[str, tuple[str, dict[str, Any]]]) -> Graph:
+    """In API format; the title of the last one is how comfy-api-simplified finds it."""
+    return {
+        node: {"class_type": name, "inputs": inputs, "_meta": {"title": TITLE if node == "2" else name}}
+        for node, (name, inputs) in nodes.items()
     }
-    if seconds:
-        sleep = {"seconds": seconds, "image": ["1", 0]}
-        nodes["3"] = {"class_type": "SimSleep", "inputs": sleep, "_meta": {"title": "Sleep"}}
-        saved["images"] = ["3", 0]
-    return nodes
 
 
 @asynccontextmanager
@@ -126,7 +144,7 @@ async def comfyui_utils(url: str, at_once: int) -> AsyncIterator[Run]:
             async def queue_position(self, position: int) -> None: ...
             async def in_progress(self, node_id: int, progress: int, total: int) -> None: ...
             async def completed(self, outputs: dict[str, Any], cached: bool) -> None:
-                for file in outputs.get("images", ()):
+                for file in outputs["images"]:
                     await api.fetch(file, self.save(folder / file["filename"]))
 
             def save(self, path: Path) -> Callable[[Any], Awaitable[None]]:
@@ -171,7 +189,7 @@ async def measured(run: Run, folder: Path, share: Share) -> dict[str, Any]:
         for number in numbers:
             try:
                 async with asyncio.timeout(share.patience):
-                    await run(graph(number, share.seconds), folder)
+                    await run(graph(number, sampled=share.seconds > 0), folder)
                 ended[number] = time.time()
             except Exception as error:  # whatever it may raise, it is told
                 errors[" ".join(f"{type(error).__name__}: {error}".split())[:100]] += 1

@@ -165,6 +165,20 @@ def test_when_the_socket_opens_or_is_lost_the_first_job_is_looked_at() -> None:
     Roster(POLL, 0.0).socket(True, 0.0)  # nothing in flight: nothing to do
 
 
+def test_a_job_that_was_on_its_way_when_the_socket_opened_is_looked_at() -> None:
+    """The server may have run it before it knew whom to tell."""
+    jobs = roster()
+    early = Tracker("a", POLL)
+    jobs.add(early, 0.0)
+    jobs.socket(True, 1.0)
+    assert jobs.due(1.0) is None  # it is not known to be there yet
+    jobs.accepted(early, 1.0, 2.0)
+    assert jobs.due(2.0) == "a"
+    jobs.looked("a", e.SeenPending("a", 1.0, 0), 2.1)
+    add(jobs, "b", 2.0, now=3.0)
+    assert jobs.due(3.0) is None
+
+
 def test_a_socket_that_says_nothing_after_a_submit_is_deaf() -> None:
     jobs = roster(0, live=True)
     assert jobs.wake_at() == 10.0

@@ -40,6 +40,7 @@ class Roster:
         self._looking: set[str] = set()
         self._strangers: set[str] = set()  # jobs of other sockets: ours has told nothing of them
         self._life, self._arrivals, self._highest = 0, 0, -math.inf
+        self._sockets = 0  # how many there have been
 
     def __len__(self) -> int:
         return len(self._trackers)
@@ -59,7 +60,7 @@ class Roster:
         self._trackers[tracker.prompt_id] = tracker
         self._looking.discard(tracker.prompt_id)  # a look that began before it was sent says nothing of it
         self._strangers.discard(tracker.prompt_id)
-        tracker.floor = self._highest
+        tracker.floor, tracker.sockets = self._highest, self._sockets
         self.plan(tracker)
 
     def stranger(self, prompt_id: str) -> None:
@@ -79,8 +80,11 @@ class Roster:
         """The server took the job. `counted`: the number is from the server's own counter.
 
         Such a number below one that was known when the request left tells of a restart: older jobs are
-        looked at first then.
+        looked at first then. A socket that opened while the request was on its way came too late for what
+        the server may have told of the job already.
         """
+        if self._sockets != tracker.sockets:
+            tracker.look_at(now)
         self.feed(e.Accepted(tracker.prompt_id, number), now)
         if counted and number < tracker.floor:
             self._life += 1
@@ -133,6 +137,7 @@ class Roster:
         self.live, self._deaf_at, self._wait = live, math.inf, self._poll.first
         self._heard = self._looked = now
         if live:
+            self._sockets += 1
             self._look_at_head(now)
 
     def deaf(self, now: float) -> bool:

@@ -53,14 +53,15 @@ class Tracker:
 
     __slots__ = (
         "_absences", "_announced", "_at", "_cached", "_done", "_found", "_poll", "_preview", "_ran", "_retry",
-        "_step", "_steps", "ahead", "floor", "node_id", "note", "number", "prompt_id", "result", "state",
-        "stopping", "titles",
+        "_step", "_steps", "ahead", "floor", "node_id", "note", "number", "prompt_id", "result", "sockets",
+        "state", "stopping", "titles",
     )  # fmt: skip
 
     def __init__(self, prompt_id: str, poll: PollSchedule, titles: Mapping[str, str] | None = None) -> None:
         self.prompt_id, self.state, self._poll = prompt_id, JobState.SUBMITTED, poll
         self.number: float | None = None  # place in the server's order: lowest runs first
         self.floor = float("-inf")  # highest number known when it was sent; one below that tells of a restart
+        self.sockets = 0  # how many sockets there had been when it was sent
         self.ahead: int | None = None  # jobs before it
         self.result: JobResult | None = None
         self.node_id: str | None = None
