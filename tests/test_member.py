@@ -10,6 +10,7 @@ import anyio
 import pytest
 from aiohttp import web
 from graphs import alone, image
+from waiting import until
 
 from comfyflow import BadAnswer, ComfyClient, Health, PollSchedule, PoolServer, ServerUnreachable, Workflow
 from comfyflow import member as module
@@ -134,6 +135,37 @@ async def test_no_answer_of_another_kind_proves_nothing(
         comfyui.faults.clear()
         await member.ask()
         assert (member.health, member.view().note) == (Health.UP, None)
+
+
+async def test_whoever_needs_to_know_waits_while_it_refuses(comfyui: Sim, counts: Counts) -> None:
+    async with member_of(comfyui, counts, lost_after=60.0) as member:
+        assert await member.decided()
+        for happens in (comfyui.start, None):
+            await comfyui.kill()
+            asked = asyncio.create_task(member.decided())
+            await until(lambda: member.health is Health.AWAY and member.note is not None)
+            if happens is None:
+                member.bury()
+            else:
+                await happens()
+                await member.ask()
+            assert await asked
+        assert await member.decided()  # it is gone
+        await comfyui.start()
+
+
+async def test_nobody_waits_for_what_may_never_be_known(
+    comfyui: Sim, counts: Counts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ASK_LIMIT", 0.1)
+    async with member_of(comfyui, counts, lost_after=60.0) as member:
+        comfyui.faults.add("GET", "/prompt", stall())
+        assert not await member.decided()
+        comfyui.faults.clear()
+    await comfyui.kill()
+    async with member_of(comfyui, counts, lost_after=None) as member:
+        assert not await member.decided()
+    await comfyui.start()
 
 
 async def test_without_a_limit_it_is_never_gone(comfyui: Sim, counts: Counts) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 from graphs import Graph, alone, image, partly_valid
+from waiting import until
 
 from comfyflow import (
     ComfyClient,
@@ -42,12 +42,6 @@ async def sims() -> AsyncIterator[list[Sim]]:
 
 def pool_of(sims: list[Sim], **options: Any) -> ServerPool:
     return ServerPool([sim.url for sim in sims], poll=QUICK, **options)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
-        while not condition():
-            await asyncio.wait([asyncio.create_task(asyncio.sleep(0))])
 
 
 def runs(sims: list[Sim]) -> Counter[int]:

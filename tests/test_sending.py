@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from graphs import image
+from waiting import until
 
 from comfyflow import (
     Ambiguous,
@@ -24,6 +26,7 @@ from comfyflow import (
     sending,
 )
 from comfyflow.lease import Lease
+from comfyflow.member import Health
 from comfyflow.sending import Sender, written
 from comfyflow.sim import Sim, stall
 from comfyflow.store import Added, Entry, Moved
@@ -88,22 +91,78 @@ async def test_a_server_that_ended_while_the_job_was_on_its_way_is_left_for_anot
     await comfyui.start()
 
 
+async def recorded_at(url: str, store: Watched) -> Job:
+    """A job that a program which has ended since may have sent."""
+    job = Job(str(uuid4()), Workflow.load(image()), "earlier", url, 1.0)
+    await store.write(Added(job))
+    return job
+
+
 async def test_a_job_that_may_have_been_sent_stays_with_its_server_while_that_is_only_away(
-    pool: ServerPool, comfyui: Sim
+    comfyui: Sim,
 ) -> None:
     store = Watched()
-    one = sender(pool, store)
-    made = one.made(Workflow.load(image()))
-    recorded = Job(made.prompt_id, made.workflow, "earlier", comfyui.url, 1.0)
-    await store.write(Added(recorded))
-    await comfyui.kill()
-    with pytest.raises(ServerUnreachable):
-        await one.late(recorded)
+    async with Sim() as other, ServerPool([comfyui.url, other.url], poll=QUICK, lost_after=None) as pool:
+        job = await recorded_at(comfyui.url, store)
+        await comfyui.kill()
+        with pytest.raises(ServerUnreachable):
+            await sender(pool, store).late(job)
     assert not [entry for entry in store.entries if isinstance(entry, Moved)]
-    record = await store.get(recorded.prompt_id)
+    record = await store.get(job.prompt_id)
     assert record is not None
     assert record.state is JobState.CREATED
     await comfyui.start()
+
+
+async def is_away(pool: ServerPool, url: str) -> None:
+    """Wait until the pool has found out."""
+    await until(lambda: Health.AWAY in (one.health for one in pool.servers if one.url == url))
+
+
+async def test_a_server_that_refuses_is_waited_for_until_it_is_back(pool: ServerPool, comfyui: Sim) -> None:
+    store = Watched()
+    job = await recorded_at(comfyui.url, store)
+    await pool.ready()
+    await comfyui.kill()
+    sending_it = asyncio.create_task(sender(pool, store).late(job))
+    await is_away(pool, comfyui.url)
+    await comfyui.start()
+    sent = await sending_it
+    assert (sent.prompt_id, sent.server) == (job.prompt_id, comfyui.url)
+    await pool.wait(sent.prompt_id)
+    assert comfyui.executed[sent.prompt_id] == 1
+
+
+async def test_a_server_that_refuses_is_waited_for_until_it_is_gone(pool: ServerPool, comfyui: Sim) -> None:
+    store = Watched()
+    job = await recorded_at(comfyui.url, store)
+    await pool.ready()
+    await comfyui.kill()
+    sending_it = asyncio.create_task(sender(pool, store).late(job))
+    await is_away(pool, comfyui.url)
+    pool.bury(comfyui.url)
+    sent = await sending_it
+    assert (sent.prompt_id, sent.server) == (job.prompt_id, pool.addresses[1])
+    await comfyui.start()
+
+
+async def test_a_server_that_dies_while_it_takes_a_job_is_waited_for_too(
+    pool: ServerPool, comfyui: Sim
+) -> None:
+    store = Watched()
+    await pool.ready()
+    pool.drain(pool.addresses[1])
+    held = comfyui.faults.add("POST", "/prompt", stall())
+    one = sender(pool, store)
+    going = asyncio.create_task(one.submit(one.made(Workflow.load(image()))))
+    await held.met()
+    await comfyui.kill()
+    await is_away(pool, comfyui.url)
+    await comfyui.start()
+    job = await going
+    assert job.server == comfyui.url
+    await pool.wait(job.prompt_id)
+    assert comfyui.executed.total() == 1
 
 
 async def test_a_job_of_a_server_that_is_not_ours_is_not_sent(pool: ServerPool) -> None:

@@ -170,6 +170,10 @@ class ComfyClient:
     def suspect(self, server: str) -> None:
         """A request to a server had no answer. Only a pool does something about it."""
 
+    async def decided(self, server: str) -> bool:
+        """Wait until a server that gave no answer is back or gone. Only a pool knows when: False."""
+        return False
+
     async def ready(self) -> None:
         """Find out whether there is a ComfyUI. Raises ServerError."""
         await self._api.remaining()

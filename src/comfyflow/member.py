@@ -102,7 +102,7 @@ class Member:
         self._changed, self._asked, self._successes, self._shared = changed, asked, successes, shared
         self._failures, self._elsewhere = 0, 0  # in a row; what had succeeded before the first of them
         self._rests_until, self._rest = -inf, REST
-        self._wait, self._kicked = ASK_FIRST, asyncio.Event()
+        self._wait, self._kicked, self._news = ASK_FIRST, asyncio.Event(), asyncio.Event()
         self._asking = asyncio.Lock()
         client.follower.on_change = self._on_change
         client.follower.on_end = self._on_end
@@ -191,6 +191,7 @@ class Member:
                 self._no_answer(error)
             else:
                 await self._answer()
+        self._told()
         self._asked()
 
     async def refresh(self) -> None:
@@ -204,6 +205,15 @@ class Member:
         self._answers = False
         self.kick()
 
+    async def decided(self) -> bool:
+        """Ask how it is, and while it refuses connections wait until it answers, or is gone. False when that
+        cannot be told soon."""
+        self.suspect()
+        await self.ask()
+        while not self._gone and self._refused_since is not None and self._lost_after < inf:
+            await self._news.wait()
+        return self._gone or self.health.answers
+
     def kick(self) -> None:
         """Ask soon."""
         self._wait = ASK_FIRST
@@ -215,7 +225,10 @@ class Member:
         if self._answers:
             return ASK_CEILING
         self._wait, wait = min(self._wait * 2, ASK_CEILING), self._wait
-        return wait
+        if self._gone or self._refused_since is None:
+            return wait
+        left = self._refused_since + self._lost_after - self._clock()
+        return min(wait, max(left, ASK_FIRST))  # the verdict is not late
 
     async def _answer(self) -> None:
         self.note = None
@@ -251,9 +264,15 @@ class Member:
     def bury(self) -> None:
         """Its process has ended, and what it held is lost with it."""
         self._gone, self._answers = True, False
+        self._told()
         self.client.follower.gone(True)
         for scope in self._scopes:
             scope.cancel()
+
+    def _told(self) -> None:
+        """Wake those who wait for news of it."""
+        self._news.set()
+        self._news = asyncio.Event()
 
     @contextmanager
     def while_there(self) -> Iterator[None]:

@@ -227,6 +227,12 @@ class ServerPool:
             if member.url == server:
                 member.suspect()
 
+    async def decided(self, server: str) -> bool:
+        """Wait until that server, which gave no answer, answers or is gone, if that will be known within
+        `lost_after` seconds: while its machine refuses connections. Else False."""
+        found = [member for member in self._members if member.url == server]
+        return await found[0].decided() if found else False
+
     async def of(self, prompt_id: str, server: str | None = None) -> ComfyClient:
         """The client of the server that has, or had, a job: `server` if it is one of ours, else the one that
         knows it, else any. Raises ServerUnreachable when one that might know it does not answer."""

@@ -151,12 +151,18 @@ class Sender:
             return await self._go(way, also, doubt=doubt)
         except ComfyflowError as error:
             if not self._may_move(way.job, error, doubt=doubt):
-                if way.recorded:
-                    await self._give_up(way.job, error, first=first)
-                raise
+                return await self._unmoved(way, error, first=first)
         way.tried.add(way.job.server)
         self._client.suspect(way.job.server)
         return None
+
+    async def _unmoved(self, way: _Way, error: ComfyflowError, *, first: bool) -> Job:
+        """A job that stays with its server, which failed: raises `error`, unless that can be mended now."""
+        if way.recorded:
+            await self._give_up(way.job, error, first=first)
+            if await self._is_decided(way.job, error):
+                return await self._again(way.job)
+        raise error
 
     async def _go(self, way: _Way, also: Collection[Entry], *, doubt: bool) -> Job | JobRecord:
         """Once to the next server. Gives what is recorded when somebody else was quicker."""
@@ -235,21 +241,37 @@ class Sender:
 
     async def late(self, job: Job) -> Job:
         """Send a job that is recorded, and that a program may have sent before it stopped. Raises what
-        `Runner.submit` raises; where its server is away it is left open for later."""
+        `Runner.submit` raises; where its server is away, and does not refuse connections, it is left open for
+        later."""
         if not self.is_here(job):
             raise KeyConflict(
                 f"job {job.prompt_id} is recorded for {job.server}, which may have it: run it there"
             )
         with self._lease.busy(job.prompt_id):
             try:
-                if not self._client.departed(job.server):
-                    there = await self._client.of(job.prompt_id, job.server)
-                    return await self._send(job, there, maybe_sent=True)
-            except ComfyflowError as error:
-                if not self._may_move(job, error, doubt=True):
-                    await self._give_up(job, error, first=False)
+                return await self._again(job)
+            except ServerUnreachable as error:
+                if not await self._is_decided(job, error):
                     raise
-            return await self._dispatch(job, tried={job.server})
+            return await self._again(job)
+
+    async def _is_decided(self, job: Job, error: ComfyflowError) -> bool:
+        """Whether its server, which gave no answer, is back by now, or gone. Where that will come out soon it
+        is waited for."""
+        unheard = isinstance(error, ServerUnreachable) and not isinstance(error, NoServer)
+        return unheard and await self._client.decided(job.server)
+
+    async def _again(self, job: Job) -> Job:
+        """Send a recorded job to its server, or, when that is gone, to another one."""
+        try:
+            if not self._client.departed(job.server):
+                there = await self._client.of(job.prompt_id, job.server)
+                return await self._send(job, there, maybe_sent=True)
+        except ComfyflowError as error:
+            if not self._may_move(job, error, doubt=True):
+                await self._give_up(job, error, first=False)
+                raise
+        return await self._dispatch(job, tried={job.server})
 
     async def replace(self, job: Job, lost: JobResult | None = None) -> Job:
         """Send a job again under a new id, which all programs would choose; its outcome `lost` is written
