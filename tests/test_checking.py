@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,15 @@ class Server:
     ) -> None:
         self.info, self.addresses, self.files, self.old = info or INFO, (url,), set(files), old
         self.asked: list[str] = []
+        self.versions = 0  # how often it was asked for that
         self.away = False
 
     def brings(self, workflow: Workflow) -> frozenset[str]:
         return frozenset({"brought.png"})
 
     async def system_stats(self) -> dict[str, Any]:
+        self.versions += 1
+        await asyncio.sleep(0)
         if self.away:
             raise ServerUnreachable("away", method="GET", url=self.addresses[0])
         return {}
@@ -103,6 +107,27 @@ async def test_nothing_is_refused_because_of_a_kept_answer() -> None:
     newer = Server({**INFO, "Load": {**INFO["Load"], "input": {"required": {"name": [["a", "new"]]}}}})
     assert (await judge([newer], graph(name="new"))).verdict.accepted is True
     assert newer.asked == ["classes"]
+
+
+async def test_many_checks_ask_once() -> None:
+    await judge([Server()], graph(name="a"))  # which is kept on disk
+    server = Server()
+    checker = Checker(One(server))
+    for _ in range(2):
+        await asyncio.gather(*(checker(graph(name="a")) for _ in range(5)))
+    assert (server.versions, server.asked) == (1, [])
+
+
+async def test_many_doubts_are_one_question() -> None:
+    server = Server()
+    checker = Checker(One(server))
+    await checker(graph(name="a"))
+    server.info = {**INFO, "Load": {**INFO["Load"], "input": {"required": {"name": [["a", "new"]]}}}}
+    server.asked.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checking, "JUST", -1.0)
+        await asyncio.gather(*(checker(graph(name="new")) for _ in range(5)))
+    assert server.asked == ["classes"]
 
 
 async def test_every_fault_is_told_with_the_file_it_is_in() -> None:

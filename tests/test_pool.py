@@ -52,6 +52,14 @@ def runs(sims: list[Sim]) -> Counter[int]:
 # where jobs go
 
 
+async def test_a_silent_server_holds_nobody_up(sims: list[Sim]) -> None:
+    sims[0].faults.add("GET", "/prompt", stall())
+    async with asyncio.timeout(5), pool_of(sims) as pool:
+        await pool.ready()
+        assert [str(client.server) for client in pool.clients] == [sims[1].url, sims[0].url]
+    sims[0].faults.clear()
+
+
 async def test_jobs_are_spread_and_no_server_gets_more_than_a_few_ahead(sims: list[Sim]) -> None:
     for sim in sims:
         await sim.hold()

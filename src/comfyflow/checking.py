@@ -5,9 +5,11 @@ A kept `/object_info` may be out of date, so nothing is refused because of it: t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -89,8 +91,7 @@ class Checker:
 
     def __init__(self, client: _Asks, *, allow_partial: bool = False, info: NodeInfo | None = None) -> None:
         self._client, self._partial, self._info = client, allow_partial, info
-        self._kept: dict[str, tuple[float, NodeInfo]] = {}
-        self._away: dict[str, float] = {}
+        self._told = Told()
 
     async def __call__(self, workflow: Workflow) -> None:
         """Raises WorkflowFaulty, or WorkflowInvalid where no server can be asked."""
@@ -98,7 +99,7 @@ class Checker:
             found = judge_by(self._info, workflow)
         else:
             try:
-                found = await judge(self._client.clients, workflow, kept=self._kept, away=self._away)
+                found = await judge(self._client.clients, workflow, told=self._told)
             except ServerError as error:
                 log.info("the workflow is sent unchecked: %s", error)
                 workflow.with_sound_links()
@@ -108,31 +109,59 @@ class Checker:
             raise refusal
 
 
+class Told:
+    """What servers have told, for the checks that follow. Of many at once one asks."""
+
+    def __init__(self) -> None:
+        self._infos: dict[str, tuple[float, NodeInfo]] = {}
+        self._asking = defaultdict[str, asyncio.Lock](asyncio.Lock)
+        self._away: dict[str, float] = {}
+
+    def ready(self, servers: Sequence[Server]) -> Sequence[Server]:
+        """Those that have not just failed to answer."""
+        now = time.monotonic()
+        return [one for one in servers if now - self._away.get(one.addresses[0], -inf) > REST]
+
+    def is_away(self, server: Server) -> None:
+        """It did not answer."""
+        self._away[server.addresses[0]] = time.monotonic()
+
+    async def info(self, server: Server, *, doubt: NodeInfo | None = None) -> tuple[float, NodeInfo]:
+        """The classes of a server, and when it was asked for them; asked anew when they are those in `doubt`.
+        Raises ServerError."""
+        url = server.addresses[0]
+        async with self._asking[url]:
+            at, info = self._infos.get(url, (-inf, None))
+            if info is None or info is doubt or time.monotonic() - at > KEPT:
+                info = await node_info(server, fresh=doubt is not None)
+                at, _ = self._infos[url] = time.monotonic(), info
+            return at, info
+
+
 async def judge(
     servers: Sequence[Server],
     workflow: Workflow,
     *,
     targets: Collection[str] | None = None,
-    kept: dict[str, tuple[float, NodeInfo]] | None = None,
-    away: dict[str, float] | None = None,
+    told: Told | None = None,
 ) -> Judged:
     """The verdict of the first server that would take the workflow, else of one that would run a part of it,
     else the one with the fewest faults.
 
-    `targets` are the output nodes that alone are to run; `kept` is filled with what servers have told, and
-    `away` with when one did not answer, for the next call: it is left out for a minute then. Raises
-    ServerError when no server can be asked.
+    `targets` are the output nodes that alone are to run; `told` is filled with what servers have told, for
+    the next call; one that did not answer is left out for a minute then. Raises ServerError when no server
+    can be asked.
     """
     best: Judged | None = None
     fault: ServerError | None = None
-    away = {} if away is None else away
-    ready = [one for one in servers if time.monotonic() - away.get(one.addresses[0], -inf) > REST]
+    told = told or Told()
+    ready = told.ready(servers)
     for server in ready or servers:
         try:
-            found = await _judge(server, workflow, targets, {} if kept is None else kept)
+            found = await _judge(server, workflow, targets, told)
         except ServerError as error:
             fault = error
-            away[server.addresses[0]] = time.monotonic()
+            told.is_away(server)
             continue
         if best is None or _rank(found) < _rank(best):
             best = found
@@ -155,31 +184,16 @@ def judge_by(info: NodeInfo, workflow: Workflow, *, targets: Collection[str] | N
     return Judged(found, info.source)
 
 
-async def _judge(
-    server: Server,
-    workflow: Workflow,
-    targets: Collection[str] | None,
-    kept: dict[str, tuple[float, NodeInfo]],
-) -> Judged:
-    at, info = await _known(server, kept)
+async def _judge(server: Server, workflow: Workflow, targets: Collection[str] | None, told: Told) -> Judged:
+    at, info = await told.info(server)
     options: dict[str, Any] = {"packs": workflow.packs, "targets": targets}
     found = check(workflow.nodes, info.classes, **options)
-    if (found.faults and time.monotonic() - at > JUST) or (found.undecided and at == -inf):
-        info = await node_info(server, fresh=True)
-        kept[info.source] = time.monotonic(), info
+    old = info.cached or time.monotonic() - at > JUST
+    if old and (found.faults or (info.cached and found.undecided)):
+        _, info = await told.info(server, doubt=info)
         found = check(workflow.nodes, info.classes, **options)
     asked = await _asked(server, found, server.brings(workflow))
     return Judged(check(workflow.nodes, info.classes, **options, **asked) if asked else found, info.source)
-
-
-async def _known(server: Server, kept: dict[str, tuple[float, NodeInfo]]) -> tuple[float, NodeInfo]:
-    """The classes, and when the server told them; -inf for what comes from the disk."""
-    at, info = kept.get(server.addresses[0], (-inf, None))
-    if info is None or time.monotonic() - at > KEPT:
-        info = await node_info(server)
-        at = -inf if info.cached else time.monotonic()
-        kept[info.source] = at, info
-    return at, info
 
 
 async def _asked(server: Server, found: Verdict, brought: Collection[str]) -> dict[str, Any]:

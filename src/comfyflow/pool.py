@@ -172,8 +172,8 @@ class ServerPool:
 
     @property
     def clients(self) -> tuple[ComfyClient, ...]:
-        """The client of each server, opened and closed by the pool."""
-        return tuple(member.client for member in self._members)
+        """The client of each server, opened and closed by the pool; first those that answer."""
+        return tuple(one.client for one in sorted(self._members, key=lambda one: not one.health.answers))
 
     @property
     def servers(self) -> tuple[ServerView, ...]:
@@ -206,10 +206,19 @@ class ServerPool:
 
     async def ready(self) -> None:
         """Wait until one server has answered. Raises ServerError when none does."""
-        if not any(member.health.answers for member in self._members):
-            await _each(self._members, Member.ask)
-        if not any(member.health.answers for member in self._members):
+        asking = set() if self._any_answers() else {asyncio.create_task(one.ask()) for one in self._members}
+        try:
+            while asking and not self._any_answers():  # others may be silent for long
+                asked, asking = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+                for task in asked:
+                    task.result()
+        finally:
+            await end(asking)
+        if not self._any_answers():
             raise self._nobody(self._members)
+
+    def _any_answers(self) -> bool:
+        return any(member.health.answers for member in self._members)
 
     def departed(self, server: str) -> bool:
         """Whether a server's process has ended, and its queue with it."""
