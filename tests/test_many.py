@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from graphs import alone
 
 from comfyflow import (
+    Ambiguous,
     BadAnswer,
     ComfyClient,
     ComfyflowError,
@@ -32,17 +34,20 @@ from comfyflow import (
     PollSchedule,
     PostgresMissing,
     Runner,
+    ServerPool,
     ServerUnreachable,
     StoreError,
     StoreUnavailable,
+    Timeouts,
     UsageError,
     Workflow,
     WorkflowInvalid,
+    submit,
 )
 from comfyflow.batch import Row
 from comfyflow.exits import ExitCode
 from comfyflow.many import WORST_FIRST, Batch, Policy, RowResult, Tally, readable, shuffled
-from comfyflow.sim import Sim, answer, gone
+from comfyflow.sim import Sim, answer, gone, stall
 
 QUICK = PollSchedule(first=0.02, factor=1.5, ceiling=0.1, stall_after=0.3, deaf_after=0.3)
 BASE = Workflow.load(
@@ -301,6 +306,30 @@ async def test_a_server_that_is_away_ends_the_batch_and_the_next_run_does_it_all
     await comfyui.start()
     assert [result.error for result in await outcome(batch(runner), *map(row, range(20)))] == [None] * 20
     assert set(comfyui.executed.values()) == {1}
+
+
+async def test_a_server_of_several_that_is_silent_ends_no_batch(
+    comfyui: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row fails, as nobody knows whether it will get it; the others go on."""
+    monkeypatch.setattr(submit, "SETTLE_LATE", 0.05)
+    monkeypatch.setattr(submit, "SETTLE", 0.05)
+    async with Sim() as other:
+        options: dict[str, Any] = {
+            "poll": QUICK,
+            "timeout": Timeouts(answer=0.3),
+            "ambiguous": Ambiguous.FAIL,
+        }
+        async with (
+            ServerPool([comfyui.url, other.url], **options) as pool,
+            Runner(pool, MemoryStore(), tmp_path) as runner,
+        ):
+            await pool.ready()
+            comfyui.faults.add("POST", "/prompt", stall(), times=1)
+            one = batch(runner, concurrency=2, retries=0)
+            results = await outcome(one, *map(row, range(12)))
+    assert Counter(type(result.error) for result in results) == {type(None): 11, ServerUnreachable: 1}
+    assert one.stopped is None
 
 
 async def test_a_server_that_lets_nobody_in_ends_the_batch(runner: Runner, comfyui: Sim) -> None:

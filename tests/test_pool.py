@@ -13,6 +13,7 @@ from graphs import Graph, alone, image, partly_valid
 from waiting import until
 
 from comfyflow import (
+    BadAnswer,
     ComfyClient,
     JobLost,
     JobState,
@@ -26,10 +27,11 @@ from comfyflow import (
     Runner,
     ServerPool,
     UsageError,
+    submit,
 )
 from comfyflow.inventory import Inventory
 from comfyflow.member import TRIP, Health
-from comfyflow.sim import Sim, reset, reset_after, stall
+from comfyflow.sim import Sim, answer, reset, reset_after, stall
 
 QUICK = PollSchedule(first=0.02, factor=1.5, ceiling=0.1, stall_after=0.3, deaf_after=0.3)
 
@@ -190,6 +192,50 @@ async def test_a_server_that_is_down_is_passed_over(sims: list[Sim], tmp_path: P
         results = [one async for one in runner.run_many([image() for _ in range(6)], concurrency=3)]
     assert [result.error for result in results] == [None] * 6
     assert {result.job.server for result in results} == {sims[1].url}
+
+
+@pytest.mark.parametrize("status", [401, 500, 502])
+async def test_a_server_that_answers_what_is_not_comfyuis_is_passed_over(
+    sims: list[Sim], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """A proxy, or a login page; its queue says that ComfyUI has not got the job."""
+    monkeypatch.setattr(submit, "SETTLE", 0.01)
+    sims[0].faults.add("POST", "/prompt", answer(status), times=None)
+    store = MemoryStore()
+    async with pool_of(sims, ahead=0) as pool, Runner(pool, store, tmp_path) as runner:
+        await pool.ready()
+        pool.drain(sims[1].url)
+        sending = asyncio.create_task(runner.run(image()))
+        await until(lambda: ("POST", "/prompt") in sims[0].requests)
+        pool.undrain(sims[1].url)
+        result = await sending
+        assert (result.job.server, len(result.files)) == (sims[1].url, 1)
+    record = await store.get(result.job.prompt_id)
+    assert record is not None
+    assert record.state is JobState.SUCCEEDED
+    assert not sims[0].executed
+
+
+async def test_a_server_that_goes_on_answering_so_rests(sims: list[Sim]) -> None:
+    sims[0].faults.add("POST", "/prompt", answer(401), times=None)
+    async with pool_of(sims) as pool:
+        for _ in range(3 * TRIP):
+            await pool.wait(await pool.submit_workflow(image()))
+        assert [view.health for view in pool.servers] == [Health.RESTING, Health.UP]
+        tried = sims[0].requests.count(("POST", "/prompt"))
+        await pool.wait(await pool.submit_workflow(image()))
+        assert sims[0].requests.count(("POST", "/prompt")) == tried == TRIP
+
+
+async def test_what_all_servers_answer_is_told(sims: list[Sim], tmp_path: Path) -> None:
+    for sim in sims:
+        sim.faults.add("POST", "/prompt", answer(401), times=None)
+    async with pool_of(sims) as pool, Runner(pool, MemoryStore(), tmp_path) as runner:
+        with pytest.raises(BadAnswer, match="it wants credentials"):
+            await pool.submit_workflow(image())
+        with pytest.raises(BadAnswer, match="it wants credentials"):
+            await runner.run(image())
+        assert {view.health for view in pool.servers} == {Health.UP}
 
 
 async def test_a_job_that_never_came_to_its_server_is_moved_to_another(
@@ -364,6 +410,17 @@ async def test_nobody_there_is_told_at_once_and_after_a_while_where_somebody_was
 
 
 # keys
+
+
+async def test_a_jobs_start_is_waited_for_where_it_is(sims: list[Sim]) -> None:
+    async with pool_of(sims) as pool:
+        prompt_ids = [await pool.submit_workflow(image()) for _ in range(4)]
+        views = [await pool.until_running(prompt_id) for prompt_id in prompt_ids]
+        assert all(view.state.rank >= JobState.RUNNING.rank for view in views)
+        for prompt_id in prompt_ids:
+            await pool.wait(prompt_id)
+        ended = [(await pool.until_running(prompt_id)).result for prompt_id in prompt_ids]
+        assert {one.outputs[0].server for one in ended if one is not None} == {sim.url for sim in sims}
 
 
 async def test_a_key_runs_once_wherever_it_is_called(sims: list[Sim], tmp_path: Path) -> None:

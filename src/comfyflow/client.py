@@ -167,8 +167,9 @@ class ComfyClient:
         """The block ends when a server is gone. Only a pool watches over that."""
         return nullcontext()
 
-    def suspect(self, server: str) -> None:
-        """A request to a server had no answer. Only a pool does something about it."""
+    def suspect(self, server: str, *, answered: bool = False) -> None:
+        """A request to a server had no answer, or (`answered`) one that is not ComfyUI's. Only a pool does
+        something about it."""
 
     async def decided(self, server: str) -> bool:
         """Wait until a server that gave no answer is back or gone. Only a pool knows when: False."""

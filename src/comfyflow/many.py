@@ -19,7 +19,7 @@ import anyio
 from . import errors as e
 from .batch import Row, key_of, with_uploads, workflow_of
 from .exits import ExitCode, exit_code
-from .member import ServerView
+from .member import Health, ServerView
 from .models import JobState, SavedFile
 from .outcome import RunResult
 from .pool import ServerPool
@@ -274,9 +274,12 @@ class Batch:
         names = {target: await client.input_file(path) for target, path in row.uploads.items()}
         return with_uploads(workflow, row, names)
 
+    def _others_work(self) -> bool:
+        return any(server.health is Health.UP for server in self.servers())
+
     def _reason(self, error: e.ComfyflowError) -> str | None:
         """Why no further row is begun after this one."""
-        if _concerns_all(error):
+        if _concerns_all(error) and not (_of_one(error) and self._others_work()):
             return "the next rows would end like this one"
         most = self._policy.max_failures
         if most is not None and self.tally.failures >= most:
@@ -309,6 +312,11 @@ def readable(rows: Iterable[T | e.ComfyflowError]) -> Iterator[T | e.ComfyflowEr
         except e.ComfyflowError as error:
             row = error
         yield row
+
+
+def _of_one(error: e.ComfyflowError) -> bool:
+    """Whether one server of several does not answer."""
+    return isinstance(error, e.ServerUnreachable) and not isinstance(error, e.NoServer)
 
 
 def _concerns_all(error: e.ComfyflowError) -> bool:

@@ -200,9 +200,13 @@ class Member:
             self._told_at = -inf
             await self.ask()
 
-    def suspect(self) -> None:
-        """A request to it had no answer: ask how it is."""
-        self._answers = False
+    def suspect(self, *, answered: bool = False) -> None:
+        """A request to it had no answer, or (`answered`) a wrong one, which counts like a failed job: ask how
+        it is."""
+        if answered:
+            self._fails()
+        else:
+            self._answers = False
         self.kick()
 
     async def decided(self) -> bool:

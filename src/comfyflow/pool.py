@@ -35,7 +35,7 @@ import anyio
 from . import protocol
 from .api import Server
 from .client import ComfyClient
-from .errors import NoServer, NotRunnable, ServerUnreachable, UsageError
+from .errors import BadAnswer, NoServer, NotRunnable, ServerUnreachable, UsageError
 from .inputs import Inputs
 from .inventory import Inventory
 from .member import Health, Member, ServerView
@@ -55,6 +55,7 @@ from .submit import BeforeSend, key_id
 from .workflow import Workflow
 
 T = TypeVar("T")
+Tried = dict[str, ServerUnreachable | BadAnswer]  # servers that certainly did not take a job, and why
 AHEAD = 2  # jobs of ours that wait in a server's own queue: the next one begins without a pause
 LOST_AFTER = 60.0  # s
 PATROL_EVERY = 1.0  # s between looks at those who wait for a server that nobody hears of
@@ -230,11 +231,12 @@ class ServerPool:
         found = (member.while_there() for member in self._members if member.url == server)
         return next(found, nullcontext())
 
-    def suspect(self, server: str) -> None:
-        """A request to it had no answer: it gets no job until it has shown that it is there."""
+    def suspect(self, server: str, *, answered: bool = False) -> None:
+        """A request to it had no answer: it gets no job until it has shown that it is there. Or (`answered`)
+        one that is not ComfyUI's: where that goes on, and others take jobs, it rests."""
         for member in self._members:
             if member.url == server:
-                member.suspect()
+                member.suspect(answered=answered)
 
     async def decided(self, server: str) -> bool:
         """Wait until that server, which gave no answer, answers or is gone, if that will be known within
@@ -283,28 +285,38 @@ class ServerPool:
         """Queue a workflow on one of the servers and return its prompt id: see
         `ComfyClient.submit_workflow`.
 
-        A server that refuses the connection is passed over. With an `idempotency_key` every server is asked
-        for it first. Raises NotRunnable and NoServer too. Cancelling leaves open whether a server has it.
+        A server that refuses the connection, or answers what is no answer of ComfyUI, is passed over. With an
+        `idempotency_key` every server is asked for it first. Raises NotRunnable and NoServer too. Cancelling
+        leaves open whether a server has it.
         """
         graph = Workflow.load(workflow)
         if idempotency_key is not None and await self.remembers(graph, idempotency_key):
             return key_id(idempotency_key)
         sent = {"idempotency_key": idempotency_key, "before_send": before_send, **options}
-        tried: set[str] = set()
+        tried: Tried = {}
         while (prompt_id := await self._sent(graph, tried, sent)) is None:
             pass
         return prompt_id
 
-    async def _sent(self, graph: Workflow, tried: set[str], options: Mapping[str, Any]) -> str | None:
+    async def _sent(self, graph: Workflow, tried: Tried, options: Mapping[str, Any]) -> str | None:
         """None when the server that was chosen certainly does not have it."""
-        async with self.placed(graph, besides=tried) as client:
-            try:
-                return await client.submit_workflow(graph, **options)
-            except ServerUnreachable as error:
-                if error.sent or options.get("maybe_sent"):
-                    raise
-                tried.add(str(client.server))
-                self.suspect(str(client.server))
+        try:
+            async with self.placed(graph, besides=tried) as client:
+                return await self._sent_to(client, graph, tried, options)
+        except NoServer as error:
+            answer = next((one for one in tried.values() if isinstance(one, BadAnswer)), None)
+            raise answer or error from None  # an answer says more than that there is no other server
+
+    async def _sent_to(
+        self, client: ComfyClient, graph: Workflow, tried: Tried, options: Mapping[str, Any]
+    ) -> str | None:
+        try:
+            return await client.submit_workflow(graph, **options)
+        except (ServerUnreachable, BadAnswer) as error:
+            if options.get("maybe_sent") or (isinstance(error, ServerUnreachable) and error.sent):
+                raise
+            tried[str(client.server)] = error
+            self.suspect(str(client.server), answered=isinstance(error, BadAnswer))
         return None
 
     async def remembers(self, workflow: Workflow | Mapping[str, Any], idempotency_key: str) -> bool:

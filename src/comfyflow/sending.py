@@ -18,6 +18,7 @@ import anyio
 
 from .client import ComfyClient
 from .errors import (
+    BadAnswer,
     ComfyflowError,
     KeyConflict,
     NoServer,
@@ -53,11 +54,13 @@ async def written(job: Job, writing: Coroutine[Any, Any, None]) -> None:
 
 @dataclass(slots=True)
 class _Way:
-    """How far a job has come: whether it is recorded, for the server in `job`, and where it was in vain."""
+    """How far a job has come: whether it is recorded, for the server in `job`, where it was in vain, and what
+    the last of these said."""
 
     job: Job
     tried: set[str]
     recorded: bool
+    answer: BadAnswer | None = None
 
 
 class Sender:
@@ -152,12 +155,15 @@ class Sender:
         except ComfyflowError as error:
             if not self._may_move(way.job, error, doubt=doubt):
                 return await self._unmoved(way, error, first=first)
+            way.answer = error if isinstance(error, BadAnswer) else way.answer
+            self._client.suspect(way.job.server, answered=isinstance(error, BadAnswer))
         way.tried.add(way.job.server)
-        self._client.suspect(way.job.server)
         return None
 
     async def _unmoved(self, way: _Way, error: ComfyflowError, *, first: bool) -> Job:
-        """A job that stays with its server, which failed: raises `error`, unless that can be mended now."""
+        """A job that goes nowhere else: raises `error`, unless that can be mended now."""
+        if way.answer is not None and isinstance(error, NoServer):
+            error = way.answer  # that says more than that there is no other server
         if way.recorded:
             await self._give_up(way.job, error, first=first)
             if await self._is_decided(way.job, error):
@@ -360,7 +366,11 @@ class Sender:
 
     def _may_move(self, job: Job, error: ComfyflowError, *, doubt: bool) -> bool:
         """Whether another server may get the job: this one cannot have it, or has ended and lost it."""
-        if self._one or not isinstance(error, ServerUnreachable) or isinstance(error, NoServer):
+        if self._one or isinstance(error, NoServer):
+            return False
+        if isinstance(error, BadAnswer):
+            return not doubt  # `send_once` raises that where the server surely has not got it
+        if not isinstance(error, ServerUnreachable):
             return False
         return not (error.sent or doubt) or self._client.departed(job.server)
 
