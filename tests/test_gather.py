@@ -140,6 +140,53 @@ async def test_a_large_one_does_not_wait_for_the_one_on_its_way(
         await asyncio.gather(*tasks)
 
 
+async def crowd(gathering: Gathering, road: Road) -> None:
+    """Four callers at once."""
+    tasks = [asyncio.create_task(gathering.commit(running(name))) for name in "wxyz"]
+    await road.busy.wait()
+    road.opened.set()
+    await asyncio.gather(*tasks)
+    road.sent.clear()
+
+
+async def test_who_is_always_alone_waits_for_nobody(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "OFTEN", 60.0)
+    monkeypatch.setattr(gather, "PAUSE", 60.0)
+    road.opened.set()
+    gathering = Gathering(road.send)
+    async with asyncio.timeout(5):
+        for name in "abc":
+            await gathering.commit(running(name))
+    assert [ids(batch) for batch in road.sent] == [["a"], ["b"], ["c"]]
+
+
+async def test_where_there_were_others_they_are_waited_for(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gather, "OFTEN", 60.0)
+    monkeypatch.setattr(gather, "PAUSE", 60.0)
+    gathering = Gathering(road.send)
+    async with asyncio.timeout(5):
+        await crowd(gathering, road)
+        await asyncio.gather(*(gathering.commit(running(name)) for name in "abcd"))
+    assert [ids(batch) for batch in road.sent] == [["a", "b", "c", "d"]]
+
+
+async def test_who_is_alone_again_is_not_held_up_for_long(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gather, "OFTEN", 60.0)
+    monkeypatch.setattr(gather, "PAUSE", 0.0)
+    gathering = Gathering(road.send)
+    async with asyncio.timeout(5):
+        await crowd(gathering, road)
+        for name in "ab":
+            await gathering.commit(running(name))
+        monkeypatch.setattr(gather, "PAUSE", 60.0)
+        await gathering.commit(running("c"))
+    assert [ids(batch) for batch in road.sent] == [["a"], ["b"], ["c"]]
+
+
 @pytest.mark.parametrize("sent", [False, True])
 async def test_who_is_cancelled_takes_nobody_along(road: Road, sent: bool) -> None:
     gathering = Gathering(road.send)

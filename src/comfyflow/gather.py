@@ -16,7 +16,7 @@ from .rows import Batch, Row
 
 LANES, GROUP = 2, 64  # statements under way at once, and writes in one of them
 SLOW = 0.05  # s after which a second one sets out: the first may wait for a lock of others
-OFTEN, PAUSE = 0.005, 0.004  # s: where writes come as often as that, the next ones are waited for so long
+OFTEN, PAUSE = 0.005, 0.004  # s: where writes come as often as that, those of others are waited for so long
 HEAVY = 200  # nodes of graphs in one write that is large enough: it does not wait for others
 LOAD = 2000  # nodes of graphs in one of them, unless one alone has more: nothing else runs while JSON is made
 _ON_THE_WAY = frozenset({"prompt_id", "state", "submitted_at", "started_at"})
@@ -74,12 +74,27 @@ class Gathering:
         self._idle.set()
         self._open: _Group | None = None
         self._asked_at, self._often = 0.0, False
+        self._inside = self._most = 0  # callers now, and at once lately
+        self._all_inside = asyncio.Event()
 
     async def commit(self, batch: Batch) -> None:
         """Write one caller's batch, all or nothing, alone or together with others. Raises what `send` does,
         and Refused only where this very batch is wrong. A cancelled one has been written or not."""
+        self._enter()
+        try:
+            await self._join(batch)
+        finally:
+            self._inside -= 1
+
+    def _enter(self) -> None:
         now = asyncio.get_running_loop().time()
         self._often, self._asked_at = now - self._asked_at < OFTEN, now
+        self._inside += 1
+        if self._inside >= self._most:
+            self._most = self._inside
+            self._all_inside.set()
+
+    async def _join(self, batch: Batch) -> None:
         group = self._open
         if batch.renames:
             await self._send(batch)
@@ -114,11 +129,22 @@ class Gathering:
     async def _turn(self) -> None:
         """Few large statements cost less than many: wait for the one on its way, unless it is slow."""
         if self._often:
-            await asyncio.sleep(PAUSE)
+            await self._others()
         if not self._idle.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(SLOW):
                     await self._idle.wait()
+
+    async def _others(self) -> None:
+        """Until as many are here as there were lately: who is always alone waits for nobody."""
+        if self._inside >= self._most:
+            return
+        self._all_inside.clear()
+        try:
+            async with asyncio.timeout(PAUSE):
+                await self._all_inside.wait()
+        except TimeoutError:
+            self._most = max(self._inside, self._most // 2)
 
     async def _send_on(self, batch: Batch) -> None:
         self._idle.clear()
