@@ -10,7 +10,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ sys.path.append(str(HERE.parent / "tests"))
 from database_road import Road
 
 JOBS, WARM_UP, ROUNDS = 200, 20, 7
-RUNS = 10
+RUNS, MANY, AT_ONCE = 10, 1000, 64
 
 Work = Callable[[int], Awaitable[None]]
 
@@ -46,7 +47,7 @@ FLOW = Workflow.load(GRAPH)
 OUTPUT = OutputFile("9", "bench_00001_.png")
 OUT = Path("/out")
 FILE = SavedFile(OUTPUT, OUT / "bench_00001_.png", 1_400_000, "0" * 64, "image/png", 1024, 1024)
-_numbers = itertools.count(time.time_ns())
+_numbers, _colors = itertools.count(time.time_ns()), itertools.count()
 
 
 def fresh() -> Job:
@@ -80,26 +81,55 @@ async def trips_of_the_store(dsn: str) -> float:
         return road.round_trips / RUNS
 
 
-async def trips_of_the_runner(dsn: str, url: str, folder: Path) -> tuple[float, int]:
-    """The mean, and the most that one job took."""
+@asynccontextmanager
+async def runner_over(dsn: str, url: str, folder: Path) -> AsyncIterator[tuple[Road, Runner]]:
+    """A runner whose round trips are counted."""
     async with (
         Road(dsn) as road,
         await PostgresStore.open(road.dsn, journal=Journal(folder / "journal")) as store,
         ComfyClient(url) as client,
         Runner(client, store, folder) as runner,
     ):
-        counts = []
-        for color in range(RUNS + 1):
-            image = {"width": 64, "height": 64, "batch_size": 1, "color": color}
-            save = {"images": ["1", 0], "filename_prefix": "bench"}
-            graph = {
-                "1": {"class_type": "EmptyImage", "inputs": image},
-                "2": {"class_type": "SaveImage", "inputs": save},
-            }
-            before = road.round_trips
-            await runner.run(graph)
-            counts.append(road.round_trips - before)
-    return statistics.mean(counts[1:]), max(counts[1:])
+        yield road, runner
+
+
+async def one_job(runner: Runner, *, keyed: bool) -> None:
+    """Another one each time."""
+    image = {"width": 64, "height": 64, "batch_size": 1, "color": next(_colors)}
+    save = {"images": ["1", 0], "filename_prefix": "bench"}
+    graph = {
+        "1": {"class_type": "EmptyImage", "inputs": image},
+        "2": {"class_type": "SaveImage", "inputs": save},
+    }
+    await runner.run(graph, key=f"bench-{image['color']}" if keyed else None)
+
+
+async def trips_one_by_one(road: Road, runner: Runner, *, keyed: bool) -> Row:
+    """The mean, and the most that one job took; not that of the first."""
+    counts = []
+    for _ in range(RUNS + 1):
+        before = road.round_trips
+        await one_job(runner, keyed=keyed)
+        counts.append(road.round_trips - before)
+    mean, most = statistics.mean(counts[1:]), max(counts[1:])
+    return Row(f"Runner.run{_keyed(keyed)}, one by one", [f"{mean:.1f}", f"{most}"], "<= 4", most <= 4)
+
+
+async def trips_at_once(road: Road, runner: Runner, *, keyed: bool) -> Row:
+    """The mean of many jobs, AT_ONCE at a time."""
+    before, todo = road.round_trips, iter(range(MANY))
+
+    async def worker() -> None:
+        for _ in todo:
+            await one_job(runner, keyed=keyed)
+
+    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+    mean = (road.round_trips - before) / MANY
+    return Row(f"Runner.run{_keyed(keyed)}, {AT_ONCE} at a time", [f"{mean:.2f}", ""], "<= 4", mean <= 4)
+
+
+def _keyed(keyed: bool) -> str:
+    return " with a key" if keyed else ""
 
 
 # -- rows a second ------------------------------------------------------------------------------------------
@@ -206,11 +236,11 @@ def row(what: str, pairs: list[tuple[float, float]], least: float | None) -> Row
 async def measure(dsn: str, url: str, folder: Path) -> None:
     await (await PostgresStore.open(dsn, migrate=True, journal=None)).close()
     store = await trips_of_the_store(dsn)
-    mean, most = await trips_of_the_runner(dsn, url, folder)
-    trips = [
-        Row("store alone", [f"{store:.1f}", ""], "<= 4", store <= 4),
-        Row("Runner.run, one after the other", [f"{mean:.1f}", str(most)], "<= 4", most <= 4),
-    ]
+    trips = [Row("store alone", [f"{store:.1f}", ""], "<= 4", store <= 4)]
+    async with runner_over(dsn, url, folder) as (road, runner):
+        for keyed in (False, True):
+            trips.append(await trips_one_by_one(road, runner, keyed=keyed))
+            trips.append(await trips_at_once(road, runner, keyed=keyed))
     show("round trips to the database for one job, at the socket", ["mean", "most"], trips)
     rows = [
         row(f"{at_once} at a time, {where}", await compare(dsn, at_once, commit), least)

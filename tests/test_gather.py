@@ -8,7 +8,7 @@ import pytest
 from graphs import image
 
 from comfyflow import Job, JobEvent, JobResult, JobState, StoreError, StoreUnavailable, Workflow, gather
-from comfyflow.gather import GROUP, HEAVY, LANES, LOAD, Gathering, Refused
+from comfyflow.gather import GROUP, HEAVY, LANES, LOAD, Gathering, Ids, Refused
 from comfyflow.rows import Batch, batch_of
 from comfyflow.store import Accepted, Added, Advanced, Alive, Entry, Moved, Worker, ending
 
@@ -23,7 +23,7 @@ class Road:
         self.wrong: set[str] = set()
         self.fault: StoreError | None = None
 
-    async def send(self, batch: Batch) -> None:
+    async def send(self, batch: Batch) -> Ids:
         self.sent.append(batch)
         self.busy.set()
         if len(self.sent) == LANES:
@@ -33,6 +33,7 @@ class Road:
             raise self.fault
         if self.wrong & set(ids(batch)):
             raise Refused("wrong")
+        return frozenset(run["prompt_id"] for run in batch.runs if "added" in run)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def running(prompt_id: str) -> Batch:
     return batch_of([Advanced(prompt_id, JobState.RUNNING, at=2.0)])
 
 
-async def gathered(road: Road, *batches: Batch) -> list[BaseException | None]:
+async def gathered(road: Road, *batches: Batch) -> list[Ids | BaseException]:
     """Commit `batches` while a statement is on its way; how each ended."""
     gathering = Gathering(road.send)
     tasks = [asyncio.create_task(gathering.commit(batch)) for batch in (running("first"), *batches)]
@@ -74,7 +75,9 @@ async def test_who_comes_while_nothing_is_on_its_way_does_not_wait(road: Road) -
 
 async def test_what_comes_meanwhile_goes_as_one_in_the_order_of_the_ids(road: Road) -> None:
     alive = batch_of([Alive(Worker("w", "host", 1), 30.0), Added(job("b")), JobEvent("b", "note")])
-    assert await gathered(road, running("c"), alive, batch_of([JobEvent("a", "note")])) == [None] * 3
+    assert (
+        await gathered(road, running("c"), alive, batch_of([JobEvent("a", "note")])) == [frozenset("b")] * 3
+    )
     [batch] = road.sent
     assert ids(batch) == ["a", "b", "c"]
     assert [event["prompt_id"] for event in batch.events] == ["b", "a"]
@@ -97,7 +100,7 @@ async def test_large_graphs_go_alone(road: Road) -> None:
 async def test_each_caller_gets_its_own_error(road: Road) -> None:
     road.wrong = {"b"}
     ends = await gathered(road, running("a"), running("b"), running("c"))
-    assert [type(end) for end in ends] == [type(None), Refused, type(None)]
+    assert [type(end) for end in ends] == [frozenset, Refused, frozenset]
     assert [ids(batch) for batch in road.sent[:1]] == [["a", "b", "c"]]
     assert sorted(ids(batch) for batch in road.sent[1:]) == [["a"], ["b"], ["c"]]
 
@@ -217,7 +220,8 @@ DONE = JobResult("a", JobState.SUCCEEDED)
 async def test_one_job_told_of_twice_is_one_row_as_if_one_caller_had_told_it(
     road: Road, first: list[Entry], second: list[Entry]
 ) -> None:
-    assert await gathered(road, batch_of(first), batch_of(second)) == [None, None]
+    new = frozenset("a" for entry in first if isinstance(entry, Added))
+    assert await gathered(road, batch_of(first), batch_of(second)) == [new, new]
     assert road.sent == [batch_of([*first, *second])]
 
 

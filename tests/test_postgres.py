@@ -158,6 +158,27 @@ async def test_a_job_is_four_round_trips(road: Road) -> None:
     assert road.round_trips <= 4
 
 
+async def test_a_new_job_is_told_by_the_round_trip_that_adds_it(road: Road, store: PostgresStore) -> None:
+    async with await PostgresStore.open(road.dsn, journal=None) as over_the_road:
+        assert await over_the_road.write_new(Added(job()))
+        before, mine = road.round_trips, job()
+        assert await over_the_road.write_new(Added(mine))
+        assert road.round_trips == before + 1
+        road.cut_at = road.round_trips + 1  # the answer is lost, and asked for again
+        lost = job()
+        assert not await over_the_road.write_new(Added(lost))
+    assert {await store.get(one.prompt_id) is None for one in (mine, lost)} == {False}
+
+
+async def test_what_only_the_journal_knows_is_not_called_new(
+    road: Road, journalled: PostgresStore, journal: Journal
+) -> None:
+    await road.close()
+    assert not await journalled.write_new(Added(job()))
+    assert journal.summary().records == 1
+    await road.open()
+
+
 async def test_writing_everything_again_changes_nothing(store: PostgresStore) -> None:
     writes = road_of(job())
     for entries in writes:

@@ -77,6 +77,9 @@ async def test_an_id_that_another_job_has_is_told_to_whoever_would_send_it(
         await record.store.add(job())
         with pytest.raises(IdTaken, match="there is already another job a"):
             await record.store.add(other)
+        with pytest.raises(IdTaken):
+            await record.store.write_new(Added(other))
+        assert await record.store.write_new(Added(replace(other, prompt_id="b")))
         assert (record.where, record.lost) == ("postgresql", None)
 
 
@@ -282,7 +285,7 @@ async def test_a_record_that_nothing_can_take_is_told_and_stops_nothing(tmp_path
     lost = Journal(tmp_path / "file" / "journal")
     async with recording(by("postgresql://u@127.0.0.1:1/d"), journal=lost) as record:
         assert record.where == "none"  # told before a job is sent
-        await record.store.add(job())
+        assert not await record.store.write_new(Added(job()))
         await record.store.advance("a", JobState.RUNNING)
         assert "journal" in str(record.lost)
         assert record.fault is record.lost

@@ -43,12 +43,12 @@ def test_a_statement_has_the_parts_that_its_batch_needs(entries: Sequence[Entry]
     statement = statement_for(batch_of(entries))
     assert {part for part in (INSERT, UPDATE, FILED, LOGGED, WORKING) if part in statement} == wanted
     assert statement.endswith("SELECT prompt_id, unknown FROM wrong")
+    added = any(isinstance(entry, Added) for entry in entries)
+    assert (statement_for(batch_of(entries), news=True) == statement) is not added
 
 
 def test_the_longest_statement_is_one_that_asyncpg_keeps() -> None:
     """asyncpg 0.32 keeps prepared statements of up to 15 KiB (max_cacheable_statement_size)."""
     other = replace(JOB, prompt_id="b")
-    assert (
-        len(statement_for(batch_of([ALIVE, Added(JOB), Moved(other), *ending(JOB, DONE, (FILE,))])).encode())
-        < 15 * 1024
-    )
+    batch = batch_of([ALIVE, Added(JOB), Moved(other), *ending(JOB, DONE, (FILE,))])
+    assert len(statement_for(batch, news=True).encode()) < 15 * 1024

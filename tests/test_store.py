@@ -29,7 +29,7 @@ from comfyflow import (
 from comfyflow.postgres import PostgresStore
 from comfyflow.rows import batch_of
 from comfyflow.statements import statement_for
-from comfyflow.store import RESUBMITTED, Accepted, Added, Advanced, Alive, Moved, Worker, ending
+from comfyflow.store import RESUBMITTED, Accepted, Added, Advanced, Alive, IdTaken, Moved, Worker, ending
 
 
 @pytest.fixture(params=["memory", "postgresql"])
@@ -322,6 +322,40 @@ async def test_a_job_that_is_added_again_stays_with_its_first_worker(shared: Pos
     await shared.write(Added(job("b")))
     await shared.write(Added((await known(shared, "b")).job, MINE.id))  # a job that nobody held
     assert not await shared.take("b", THEIRS)
+
+
+async def test_who_adds_a_job_that_nobody_knew_is_told_so(shared: PostgresStore) -> None:
+    await shared.add(job("b"))
+    await shared.write(Advanced("b", JobState.RUNNING), lazily=True)
+    mine = job()
+    assert await shared.write_new(Alive(MINE, 30.0), Added(mine, MINE.id))
+    assert not await shared.write_new(Added(mine, THEIRS.id))
+    assert (await known(shared)).worker == MINE.id
+    assert (await known(shared, "b")).state is JobState.RUNNING
+    held_by_nobody = (await known(shared, "b")).job
+    assert not await shared.write_new(Added(held_by_nobody, MINE.id))  # although that changes the row
+
+
+async def test_nobody_is_told_so_who_cannot_know(store: Store) -> None:
+    mine = job()
+    await store.add(mine)
+    assert not await store.write_new(Added(mine))
+    with pytest.raises(IdTaken):
+        await store.write_new(Added(job(created_at=2.0)))
+
+
+async def test_of_many_who_add_one_job_at_once_one_is_told_that_it_is_new(
+    shared: PostgresStore, database: str
+) -> None:
+    mine = job()
+
+    async def added(store: PostgresStore, number: int) -> str | None:
+        worker = Worker(f"w{number}", "host", number)
+        return worker.id if await store.write_new(Alive(worker, 30.0), Added(mine, worker.id)) else None
+
+    async with await PostgresStore.open(database, journal=None) as other:
+        told = await asyncio.gather(*(added(one, place) for place, one in enumerate([shared, other] * 10)))
+    assert [worker for worker in told if worker] == [(await known(shared)).worker]
 
 
 async def test_workers_that_died_long_ago_are_forgotten(shared: PostgresStore) -> None:

@@ -21,7 +21,8 @@ HEAVY = 200  # nodes of graphs in one write that is large enough: it does not wa
 LOAD = 2000  # nodes of graphs in one of them, unless one alone has more: nothing else runs while JSON is made
 _ON_THE_WAY = frozenset({"prompt_id", "state", "submitted_at", "started_at"})
 
-Send = Callable[[Batch], Awaitable[None]]
+Ids = frozenset[str]
+Send = Callable[[Batch], Awaitable[Ids]]
 
 
 class Refused(StoreError):
@@ -30,13 +31,15 @@ class Refused(StoreError):
 
 @dataclass(slots=True)
 class _Group:
-    """Writes of several callers that go to the database as one. `done` says False when that did not work out
-    and each has to go on its own."""
+    """Writes of several callers that go to the database as one. `done` says which jobs are new, or None when
+    that did not work out and each has to go on its own."""
 
     batches: list[Batch] = field(default_factory=list)
     runs: dict[str, Row] = field(default_factory=dict)
     load: int = 0
-    done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    done: asyncio.Future[Ids | None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
     def takes(self, batch: Batch) -> bool:
         """Whether there is room for it, and what it says of a job fits what was said before."""
@@ -65,8 +68,8 @@ class _Group:
 
 
 class Gathering:
-    """Sends batches by `send`, which raises Refused for one that is wrong: one after the other, and while one
-    is slow a second beside it."""
+    """Sends batches by `send`, which gives the ids of new jobs and raises Refused for a batch that is wrong:
+    one after the other, and while one is slow a second beside it."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -77,12 +80,13 @@ class Gathering:
         self._inside = self._most = 0  # callers now, and at once lately
         self._all_inside = asyncio.Event()
 
-    async def commit(self, batch: Batch) -> None:
-        """Write one caller's batch, all or nothing, alone or together with others. Raises what `send` does,
-        and Refused only where this very batch is wrong. A cancelled one has been written or not."""
+    async def commit(self, batch: Batch) -> Ids:
+        """Write one caller's batch, all or nothing, alone or together with others; the ids of jobs, its own
+        among them, that are new by that. Raises what `send` does, and Refused only where this very batch is
+        wrong. A cancelled one has been written or not."""
         self._enter()
         try:
-            await self._join(batch)
+            return await self._join(batch)
         finally:
             self._inside -= 1
 
@@ -94,18 +98,17 @@ class Gathering:
             self._most = self._inside
             self._all_inside.set()
 
-    async def _join(self, batch: Batch) -> None:
+    async def _join(self, batch: Batch) -> Ids:
         group = self._open
         if batch.renames:
-            await self._send(batch)
-        elif group is None or not group.takes(batch):
-            await self._lead(batch)
-        else:
-            group.add(batch)
-            if not await asyncio.shield(group.done):
-                await self._send(batch)
+            return await self._send(batch)
+        if group is None or not group.takes(batch):
+            return await self._lead(batch)
+        group.add(batch)
+        new = await asyncio.shield(group.done)
+        return await self._send(batch) if new is None else new
 
-    async def _lead(self, batch: Batch) -> None:
+    async def _lead(self, batch: Batch) -> Ids:
         """The first of a group sends it, as soon as there is a lane free."""
         group = self._open = _Group()
         group.add(batch)
@@ -114,17 +117,18 @@ class Gathering:
                 await self._turn()
             async with self._lanes:
                 self._close(group)
-                await self._send_on(group.merged())
-            group.done.set_result(True)
+                new = await self._send_on(group.merged())
+            group.done.set_result(new)
+            return new
         except Refused:
             if len(group.batches) == 1:
                 raise
-            group.done.set_result(False)
-            await self._send(batch)
+            group.done.set_result(None)
+            return await self._send(batch)
         finally:
             self._close(group)
             if not group.done.done():
-                group.done.set_result(False)
+                group.done.set_result(None)
 
     async def _turn(self) -> None:
         """Few large statements cost less than many: wait for the one on its way, unless it is slow."""
@@ -146,10 +150,10 @@ class Gathering:
         except TimeoutError:
             self._most = max(self._inside, self._most // 2)
 
-    async def _send_on(self, batch: Batch) -> None:
+    async def _send_on(self, batch: Batch) -> Ids:
         self._idle.clear()
         try:
-            await self._send(batch)
+            return await self._send(batch)
         finally:
             self._idle.set()
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from datetime import UTC, datetime
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
@@ -18,7 +18,7 @@ from . import contents, migrations
 from .database import Connections, translated
 from .dsn import Database
 from .errors import StoreError, StoreUnavailable
-from .gather import Gathering, Refused
+from .gather import Gathering, Ids, Refused
 from .journal import Draining, Journal
 from .rows import Batch, Row, batch_of, cleaned, job_of, kept_file, record_of
 from .shield import to_the_end
@@ -39,9 +39,10 @@ from .statements import (
     UNFINISHED,
     statement_for,
 )
-from .store import Advanced, Entry, Holding, IdTaken, Job, JobEvent, JobRecord, Store, Worker
+from .store import Added, Advanced, Entry, Holding, IdTaken, Job, JobEvent, JobRecord, Store, Worker
 
 T = TypeVar("T")
+NOBODY: Ids = frozenset()
 log = logging.getLogger(__name__)
 
 REPLACED_ONCE, REPLACES_A_RUN = "workflow_runs_replaced_once", "workflow_runs_replaces_a_run"  # sql/0002
@@ -166,14 +167,20 @@ class PostgresStore(Store):
         A cancelled write has happened or not. An outcome is not lost by that, nor are bytes that are to be
         kept: they go to the journal.
         """
-        if self._closed:
-            raise StoreError("the store is closed: open it again")
+        self._check_open()
         if lazily and all(isinstance(entry, Advanced | JobEvent) for entry in entries):
             self._held += entries
             if self._timer is None or self._timer.done():
                 self._timer = asyncio.create_task(self._write_later())
         else:
             await self._write(entries)
+
+    async def write_new(self, *entries: Entry) -> bool:
+        """See Store. False also when it went to the journal. Raises StoreError, and may be cancelled, as
+        `write`."""
+        self._check_open()
+        added = {cleaned(entry.job.prompt_id) for entry in entries if isinstance(entry, Added)}
+        return added <= await self._write(entries)
 
     async def flush(self, *, everything: bool = False, wait: float = 60.0) -> int:
         """Write what waits in the journal for this database; how many transactions that were.
@@ -235,22 +242,26 @@ class PostgresStore(Store):
             log.warning("%s", error)
             return False
 
-    async def _write(self, entries: tuple[Entry, ...]) -> None:
-        """Write what was held back together with this."""
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed: open it again")
+
+    async def _write(self, entries: tuple[Entry, ...]) -> Ids:
+        """Write what was held back together with this; the jobs that are certainly new by that."""
         held, self._held = self._held, []
         try:
-            if held and await self._written_together([*held, *entries]):
+            if held and (new := await self._written_together([*held, *entries])) is not None:
                 held = []
-                return
+                return new
             await self._write_each(held)
-            await self._record_or_put_aside(batch_of(entries))
+            return await self._record_or_put_aside(batch_of(entries))
         finally:
             self._held[:0] = held  # cancelled, or without a journal: the next write takes it along
 
-    async def _record_or_put_aside(self, batch: Batch) -> None:
+    async def _record_or_put_aside(self, batch: Batch) -> Ids:
         """An outcome that is refused is raised, and yet not thrown away: nobody can tell it again."""
         try:
-            await self._record(batch)
+            return await self._record(batch)
         except _Replaced:
             raise
         except Refused as error:
@@ -258,12 +269,12 @@ class PostgresStore(Store):
                 await self._on_disk(self._journal.put_aside, batch, self._target, str(error))
             raise
 
-    async def _written_together(self, entries: list[Entry]) -> bool:
+    async def _written_together(self, entries: list[Entry]) -> Ids | None:
+        """None when something of it is wrong."""
         try:
-            await self._record(batch_of(entries))
+            return await self._record(batch_of(entries))
         except Refused:
-            return False
-        return True
+            return None
 
     async def _write_each(self, held: list[Entry]) -> None:
         """One of them is wrong; whoever held it back is gone, and the others must not suffer."""
@@ -282,28 +293,29 @@ class PostgresStore(Store):
         except StoreError as error:
             log.warning("not recorded yet: %s", error)
 
-    async def _record(self, batch: Batch) -> None:
+    async def _record(self, batch: Batch) -> Ids:
         """To the database, else to the journal."""
-        if batch and self._journal is None:
-            await self._commit(batch)
-        elif batch and not await self._is_taken(batch):
+        if not batch:
+            return NOBODY
+        if self._journal is None:
+            return await self._commit(batch)
+        if (new := await self._tried(batch)) is None:
             await self._keep(batch)
+        return new or NOBODY
 
-    async def _is_taken(self, batch: Batch) -> bool:
+    async def _tried(self, batch: Batch) -> Ids | None:
+        """None when the database does not take it now."""
         try:
-            if not await self._caught_up():
-                return False
-            await self._attempt(batch)
+            return await self._attempt(batch) if await self._caught_up() else None
         except Refused:
             raise
         except StoreError as error:
             self._note(error)
-            return False
+            return None
         except asyncio.CancelledError:
             if batch.ends or batch.contents:
                 await self._keep(batch)
             raise
-        return True
 
     async def _keep(self, batch: Batch) -> None:
         assert self._journal is not None
@@ -324,42 +336,44 @@ class PostgresStore(Store):
                 await migrations.check(self.connections)
             self._ready = True
 
-    async def _attempt(self, batch: Batch) -> None:
-        await self._patiently(lambda: self._commit_rows(batch))
+    async def _attempt(self, batch: Batch) -> Ids:
+        new = await self._patiently(lambda: self._commit_rows(batch))
         await self._keep_contents(batch)
         if not self._behind:
             self.fault, self._pause = None, FIRST_PAUSE
+        return new
 
-    async def _patiently(self, work: Callable[[], Any]) -> None:
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         """A job must not stand still because its database does."""
         try:
             async with asyncio.timeout(self._patience):
-                await work()
+                return await work()
         except TimeoutError as error:
             where = self.connections.database.shown
             raise StoreUnavailable(
                 f"{where} did not answer within {self._patience:g} s: try again later"
             ) from error
 
-    async def _commit(self, batch: Batch) -> None:
-        await self._commit_rows(batch)
+    async def _commit(self, batch: Batch) -> Ids:
+        new = await self._commit_rows(batch)
         await self._keep_contents(batch)
+        return new
 
-    async def _commit_rows(self, batch: Batch) -> None:
+    async def _commit_rows(self, batch: Batch) -> Ids:
         """What comes while statements are under way goes into the next one together."""
         if not self._ready:
             await self._prepare()
         if not batch.runs and not batch.workers:
-            return
-        await self._gathering.commit(batch)
+            return NOBODY
+        return await self._gathering.commit(batch)
 
-    async def _send(self, batch: Batch) -> None:
-        statement, text = statement_for(batch), batch.to_json()
+    async def _send(self, batch: Batch) -> Ids:
+        statement, text = statement_for(batch, news=True), batch.to_json()
 
-        async def work(connection: Any) -> None:
-            await self._transaction(connection, batch, statement, text)
+        async def work(connection: Any) -> Ids:
+            return await self._transaction(connection, batch, statement, text)
 
-        await self.connections.run(work)
+        return await self.connections.run(work)
 
     async def _keep_contents(self, batch: Batch) -> None:
         """Large ones take their time."""
@@ -369,7 +383,7 @@ class PostgresStore(Store):
             async with self._loaders:
                 await contents.keep(self.connections, file, limit_bytes=self._content_limit)
 
-    async def _transaction(self, connection: Any, batch: Batch, statement: str, text: str) -> None:
+    async def _transaction(self, connection: Any, batch: Batch, statement: str, text: str) -> Ids:
         try:
             if not batch.renames:
                 return _check(await connection.fetch(statement, text))
@@ -574,11 +588,14 @@ class PostgresStore(Store):
             last = (rows[-1]["place"], rows[-1]["prompt_id"])
 
 
-def _check(wrong: list[Any]) -> None:
-    for prompt_id, unknown in wrong:
+def _check(rows: list[Any]) -> Ids:
+    """The new jobs of what a statement gives."""
+    for prompt_id, unknown in rows:
         if unknown:
             raise Refused(f"no job {prompt_id} is recorded: add it first")
-        raise _Taken(f"there is already another job {prompt_id}: use a new prompt id")
+        if unknown is not None:
+            raise _Taken(f"there is already another job {prompt_id}: use a new prompt id")
+    return frozenset(prompt_id for prompt_id, _ in rows)
 
 
 def _refusal(error: Exception, batch: Batch, database: Database) -> Refused:

@@ -7,10 +7,11 @@ why. What reads raises.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from anyio import to_thread
 
@@ -24,6 +25,7 @@ from .settings import content_limit
 from .shield import to_the_end
 from .store import Entry, Holding, IdTaken, Job, JobRecord, MemoryStore, Store, Worker
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 PATIENCE = 5.0  # s that a write may take before the journal gets it
@@ -61,12 +63,20 @@ class Forgiving(Store):
 
     async def write(self, *entries: Entry, lazily: bool = False) -> None:
         """See Store; raises only IdTaken, for a job that was not sent yet."""
+        await self._forgiven(self.inner.write(*entries, lazily=lazily))
+
+    async def write_new(self, *entries: Entry) -> bool:
+        """See Store; raises only IdTaken."""
+        return bool(await self._forgiven(self.inner.write_new(*entries)))
+
+    async def _forgiven(self, writing: Awaitable[T]) -> T | None:
         try:
-            await self.inner.write(*entries, lazily=lazily)
+            return await writing
         except IdTaken:
             raise
         except StoreError as error:
             self.lost = error
+            return None
 
     async def get(self, prompt_id: str) -> JobRecord | None:
         """See Store."""

@@ -34,7 +34,7 @@ from .models import Ambiguous, JobFailure, JobResult, JobState
 from .outcome import never_ran
 from .pool import ServerPool
 from .shield import to_the_end
-from .store import RESUBMITTED, Accepted, Entry, IdTaken, Job, JobEvent, JobRecord, Moved, Store, ending
+from .store import RESUBMITTED, Accepted, IdTaken, Job, JobEvent, JobRecord, Moved, Store, ending
 from .submit import key_id
 from .workflow import Workflow
 
@@ -133,25 +133,21 @@ class Sender:
             return await self._dispatch(job, doubt=True)
         return await self._dispatch(job) if record is None else await self._known(job, record)
 
-    async def _dispatch(
-        self, job: Job, *also: Entry, doubt: bool = False, tried: Collection[str] = ()
-    ) -> Job:
-        """Find a server for a job, record it there together with `also`, and send it. With `doubt` it may
-        have been sent there before. A recorded one that was `tried` elsewhere is moved."""
+    async def _dispatch(self, job: Job, *, doubt: bool = False, tried: Collection[str] = ()) -> Job:
+        """Find a server for a job, record it there, and send it. With `doubt` it may have been sent there
+        before. A recorded one that was `tried` elsewhere is moved."""
         way, first = _Way(job, set(tried), recorded=bool(tried)), not (doubt or tried)
         if first and self._check is not None and job.workflow is not None:
             await self._check(job.workflow)  # nothing is recorded yet of what is refused here
         found: Job | JobRecord | None = None
         while found is None:
-            found = await self._on_the_way(way, also, doubt=doubt, first=first)
+            found = await self._on_the_way(way, doubt=doubt, first=first)
         return found if isinstance(found, Job) else await self._known(way.job, found)
 
-    async def _on_the_way(
-        self, way: _Way, also: Collection[Entry], *, doubt: bool, first: bool
-    ) -> Job | JobRecord | None:
+    async def _on_the_way(self, way: _Way, *, doubt: bool, first: bool) -> Job | JobRecord | None:
         """Try the next server; None when that certainly does not have the job."""
         try:
-            return await self._go(way, also, doubt=doubt)
+            return await self._go(way, doubt=doubt)
         except ComfyflowError as error:
             if not self._may_move(way.job, error, doubt=doubt):
                 return await self._unmoved(way, error, first=first)
@@ -170,26 +166,27 @@ class Sender:
                 return await self._again(way.job)
         raise error
 
-    async def _go(self, way: _Way, also: Collection[Entry], *, doubt: bool) -> Job | JobRecord:
+    async def _go(self, way: _Way, *, doubt: bool) -> Job | JobRecord:
         """Once to the next server. Gives what is recorded when somebody else was quicker."""
         assert way.job.workflow is not None
         async with self._client.placed(way.job.workflow, besides=way.tried) as there:
             way.job = job = replace(way.job, server=str(there.server), client_id=there.client_id)
             if way.recorded:
                 await self._store.write(Moved(job))
-            elif (record := await self._added(job, also, doubt=doubt)) is not None:
+            elif (record := await self._added(job, doubt=doubt)) is not None:
                 return record
             way.recorded = True
             return await self._send(job, there, maybe_sent=doubt)
 
-    async def _added(self, job: Job, also: Collection[Entry], *, doubt: bool) -> JobRecord | None:
+    async def _added(self, job: Job, *, doubt: bool) -> JobRecord | None:
         """Record a new job, held by us. Gives what is recorded when somebody else was quicker."""
         if job.key is None or doubt:
-            await self._store.write(*also, *self._lease.added(job))
+            await self._store.write(*self._lease.added(job))
             return None
         try:
             with suppress(IdTaken):  # by another workflow with this key, a moment ago: the record tells
-                await self._store.write(*also, *self._lease.added(job))
+                if await self._store.write_new(*self._lease.added(job)):
+                    return None
             record = await self._of_key(job)
         except StoreError as error:
             self._check_risk(job, error)

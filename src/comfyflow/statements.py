@@ -152,16 +152,22 @@ _WORKING = """, working AS (
 
 _WRONG = " SELECT prompt_id, unknown FROM wrong"
 
+# A row that was there, be it since a moment ago, is updated or left alone: only one that was not has no xmax.
+_ANY_TOLD = _ANY.removesuffix(")") + "    RETURNING w.prompt_id, w.xmax = 0 AS new\n)"
+_NEW = " UNION ALL SELECT prompt_id, NULL FROM written WHERE new"
 
-def statement_for(batch: Batch) -> str:
+
+def statement_for(batch: Batch, *, news: bool = False) -> str:
     """The statement that writes a batch: only the parts that it needs, which makes a few different ones.
 
-    Its one parameter is `batch.to_json()`; its rows are (prompt_id, unknown) of what is wrong.
+    Its one parameter is `batch.to_json()`; its rows are (prompt_id, unknown) of what is wrong. With `news`
+    those of added jobs that nobody knew before come too, where `unknown` is null.
     """
     parts = [_RUNS]
+    news = news and any("added" in run for run in batch.runs)
     if any("state" in run for run in batch.runs):
         one = len(batch.runs) == 1 and "added" not in batch.runs[0]
-        parts.append(_ONE if one else _ANY)
+        parts.append(_ONE if one else _ANY_TOLD if news else _ANY)
     if any("moves" in run for run in batch.runs):
         parts.append(_MOVED)
     if batch.assets:
@@ -170,7 +176,7 @@ def statement_for(batch: Batch) -> str:
         parts.append(_LOGGED)
     if batch.workers:
         parts.append(_WORKING)
-    return "".join(parts) + _WRONG
+    return "".join(parts) + _WRONG + (_NEW if news else "")
 
 
 RENAME = """

@@ -186,6 +186,12 @@ class Store(Protocol):
         """Write entries, in this order, all or none. `lazily`: soon is enough, together with what comes
         next. Raises StoreError for a job that was never added."""
 
+    async def write_new(self, *entries: Entry) -> bool:
+        """Write entries, one of which is Added; whether it is certain that nobody knew that job before, and
+        that all who ask hear of it from now on. Where nobody can tell, False. Raises what `write` does."""
+        await self.write(*entries)
+        return False
+
     async def get(self, prompt_id: str) -> JobRecord | None:
         """What is known of a job."""
 
