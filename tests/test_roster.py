@@ -428,6 +428,25 @@ def test_a_frame_is_about_the_running_job_that_it_names() -> None:
     assert jobs.about('{"prompt_id": "1"}') is None
 
 
+def test_a_frame_is_about_the_job_that_runs_while_the_end_of_the_one_before_is_asked_for() -> None:
+    jobs = roster(0, 1, live=True)
+    for event in (e.Started("0"), e.Settled("0"), e.Started("1")):
+        jobs.feed(event, 1.0)
+    assert jobs.about('{"prompt_id": "0"}') is None
+    assert jobs.about('{"prompt_id": "1"}') == "1"
+    told = jobs.feed(e.Progressed("", "5", 1, 20), 2.0)  # a server that does not name the job
+    assert told is jobs.get("1")
+
+
+def test_of_ends_that_the_socket_missed_each_is_found_at_once_though_a_later_job_runs() -> None:
+    jobs = roster(0, 1, 2, live=True)
+    jobs.feed(e.Started("2"), 1.0)
+    for prompt_id in ("0", "1"):
+        assert jobs.due(1.0) == prompt_id
+        jobs.looked(prompt_id, ended(prompt_id), 1.0)
+    assert jobs.due(1.0) is None
+
+
 def test_a_frame_about_a_job_of_another_socket_is_news_at_once() -> None:
     jobs = with_a_stranger()
     jobs.feed(e.SeenRunning("s", 0.0), 1.0)

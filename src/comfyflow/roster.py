@@ -41,6 +41,7 @@ class Roster:
         self._strangers: set[str] = set()  # jobs of other sockets: ours has told nothing of them
         self._life, self._arrivals, self._highest = 0, 0, -math.inf
         self._sockets = 0  # how many there have been
+        self._started = ""  # the last job of ours that was told to start
 
     def __len__(self) -> int:
         return len(self._trackers)
@@ -111,6 +112,7 @@ class Roster:
         if tracker.prompt_id == self._head():
             self._told = now
         if isinstance(event, e.Started):
+            self._started = tracker.prompt_id
             self._overtaken(tracker, now)
         self.plan(tracker)
         return tracker
@@ -187,7 +189,7 @@ class Roster:
         self._enqueue(tracker)
         changed = before != (tracker.state, tracker.ahead)
         self._after_look(tracker, changed, now)
-        if missed and tracker.result is not None and self._running() is None:
+        if missed and tracker.result is not None and self._running_head() is None:
             self._look_at_head(now)  # the socket did not tell this end: it may have missed the next too
         self.plan(tracker)
         return tracker if changed or note != tracker.note else None
@@ -270,6 +272,12 @@ class Roster:
             self.plan(first)
 
     def _running(self) -> Tracker | None:
+        """The job that runs now: the last one that has started, else the first in our order. That may have
+        ended a moment ago, while its result is still on its way."""
+        tracker = self._trackers.get(self._started)
+        return tracker if tracker and tracker.state is JobState.RUNNING else self._running_head()
+
+    def _running_head(self) -> Tracker | None:
         head = self._head()
         tracker = None if head is None else self._trackers[head]
         return tracker if tracker and tracker.state is JobState.RUNNING else None
