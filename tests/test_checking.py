@@ -210,6 +210,38 @@ async def test_what_is_refused_everywhere_is_told_by_the_server_with_the_fewest_
         assert (await judge(servers, graph(name="b"))).source == "http://a"
 
 
+async def test_what_is_refused_everywhere_is_told_with_what_is_wrong_where() -> None:
+    less, same = Server({"Load": INFO["Load"]}, url="http://less"), Server(url="http://same")
+    checker = Checker(One(less, same, Server()))
+    with pytest.raises(WorkflowFaulty) as raised:
+        await checker(graph(name="b"))
+    error = raised.value
+    assert str(error) == (
+        "http://same, http://a would refuse this: 1 fault; http://less would refuse this: 2 faults"
+    )
+    kinds = {url: [str(fault.kind) for fault in faults] for url, faults in error.servers.items()}
+    wrong = "value_not_in_list"
+    assert kinds == {"http://same": [wrong], "http://a": [wrong], "http://less": [wrong, "missing_node_type"]}
+    assert error.faults == error.servers["http://same"]
+
+
+async def test_with_one_server_there_is_no_where() -> None:
+    with pytest.raises(WorkflowFaulty) as raised:
+        await Checker(One(Server()))(graph(name="b"))
+    assert (raised.value.servers, len(raised.value.faults)) == ({}, 1)
+
+
+async def test_where_each_server_lacks_something_a_part_is_refused_with_all_of_them() -> None:
+    nodes = graph(name="a").to_dict() | {"3": {"class_type": "Save", "inputs": {}}}
+    none = Server({"Load": INFO["Load"]}, url="http://none")
+    with pytest.raises(WorkflowFaulty) as raised:
+        await Checker(One(none, Server()))(Workflow.load(nodes))
+    assert str(raised.value) == (
+        "http://a would run a part of this only: 1 fault; http://none would refuse this: 2 faults"
+    )
+    await Checker(One(none, Server()), allow_partial=True)(Workflow.load(nodes))
+
+
 async def test_a_checker_asks_a_server_once_for_many_workflows(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server()
     checker = Checker(One(server))

@@ -248,6 +248,35 @@ async def test_a_fault_is_found_before_anything_is_sent(cli: Cli, server: Sim) -
     assert server.executed.total() == 0
 
 
+async def test_what_no_server_would_take_is_told_with_what_is_missing_where(cli: Cli, server: Sim) -> None:
+    nodes = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "here.png"}},
+        "2": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "nowhere.safetensors"}},
+        "3": {"class_type": "VAEEncode", "inputs": {"pixels": ["1", 0], "vae": ["2", 2]}},
+        "4": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["2", 2]}},
+        "5": {"class_type": "SaveImage", "inputs": {"images": ["4", 0], "filename_prefix": "x"}},
+    }
+    async with Sim() as other:
+        (other.folders.root / "input" / "here.png").write_bytes(b"x")
+        command = "run", cli.file(nodes), "--server", server.url, "--server", other.url, "--wait"
+        ended = await cli(*command)
+        document = (await cli(*command, "--json")).document
+        unchecked = (await cli(*command, "--json", "--no-check")).document
+    sentence, model, file = ended.err.splitlines()
+    assert ended.code == 3
+    assert f"{other.url} would refuse this: 1 fault; {server.url} would refuse this: 2 faults" in sentence
+    assert "no model 'nowhere.safetensors'" in model
+    assert not any(sim.url in model for sim in (server, other))
+    assert file.startswith(f"comfyflow: {server.url}: ")
+    assert "here.png" in file
+    assert {url: len(faults) for url, faults in document["error"]["servers"].items()} == {
+        other.url: 1,
+        server.url: 2,
+    }
+    assert unchecked["error"]["missing"].keys() == {server.url, other.url}
+    assert not any(sim.executed for sim in (server, other))
+
+
 async def test_a_workflow_of_which_only_a_part_would_run_needs_consent(cli: Cli, server: Sim) -> None:
     file = cli.file(with_node("3", "SaveImage", filename_prefix="x"))
     refused = await cli("run", file, "--wait", "--quiet")

@@ -17,11 +17,14 @@ from comfyflow.errors import (
     DownloadError,
     JobCancelled,
     JobFailed,
+    NotRunnable,
     ServerUnreachable,
     UsageError,
+    WorkflowFaulty,
     WorkflowInvalid,
     WorkflowRejected,
 )
+from comfyflow.faults import Fault, FaultKind
 from comfyflow.models import (
     JobFailure,
     JobResult,
@@ -277,6 +280,35 @@ TRACEBACK = (
     '  File "a.py", line 1, in run\n    f()\n',
     '  File "b.py", line 2, in f\n    raise ValueError\n',
 )
+
+
+MODEL = Fault(FaultKind.MISSING_MODEL, "there is no model 'x'", node_id="4")
+CLASS = Fault(FaultKind.MISSING_NODE_TYPE, "there is no class 'Y'", node_id="9")
+
+
+def test_a_fault_is_told_once_and_where_it_is_not_everywhere() -> None:
+    servers = {"http://a": [MODEL], "http://b": [CLASS, MODEL, MODEL], "http://c": [MODEL, CLASS]}
+    error = WorkflowFaulty("none would", faults=[MODEL], servers=servers, path="x.json")
+    assert report.error_lines(error) == [
+        "x.json: none would",
+        "There is no model 'x'",
+        "http://b, http://c: there is no class 'Y'",
+    ]
+    told = report.error_document(error)
+    assert [fault["kind"] for fault in told["faults"]] == ["missing_model"]
+    assert [fault["node_id"] for fault in told["servers"]["http://c"]] == ["4", "9"]
+
+
+def test_the_faults_of_one_server_are_told_without_it() -> None:
+    error = WorkflowFaulty("http://a would not", faults=[MODEL, CLASS])
+    assert report.error_lines(error)[1:] == ["There is no model 'x'", "There is no class 'Y'"]
+    assert "servers" not in report.error_document(error)
+
+
+def test_the_document_of_what_runs_nowhere_tells_what_is_missing_where() -> None:
+    missing = {"http://a": ("x",), "http://b": ("y", "z")}
+    assert report.error_document(NotRunnable("no", url="http://a", missing=missing))["missing"] == missing
+    assert "missing" not in report.error_document(_rejected({}))
 
 
 def _failed(traceback: tuple[str, ...] = TRACEBACK, *, result: bool = True) -> JobFailed:

@@ -57,12 +57,14 @@ class Server(Asked, Protocol):
 class Judged:
     """A verdict, and whose it is: a server's URL, or a file's name.
 
-    `complete` tells that no server was left out because it could not be asked: it might see it otherwise.
+    `complete` tells of a refusal that no server was left out because it could not be asked: it might see it
+    otherwise. `others` are the verdicts of further servers, where none would take all of the workflow.
     """
 
     verdict: Verdict
     source: str
     complete: bool = True
+    others: tuple[Judged, ...] = ()
 
     @property
     def partial(self) -> bool:
@@ -74,10 +76,19 @@ class Judged:
         found = self.verdict
         if found.accepted is not False and (allow_partial or not self.partial):
             return None
-        count = f"{len(found.faults)} fault{'s'[: len(found.faults) != 1]}"
+        asked = (self, *self.others)
+        sources = defaultdict[str, list[str]](list)
+        for one in asked:
+            sources[one._sentence()].append(one.source)
+        reason = "; ".join(f"{', '.join(urls)} {sentence}" for sentence, urls in sources.items())
+        servers = {one.source: one.verdict.faults for one in asked} if self.others else None
+        return WorkflowFaulty(reason, faults=found.faults, servers=servers, path=workflow.name)
+
+    def _sentence(self) -> str:
+        """Without its subject."""
+        found = self.verdict
         would = "run a part of this only" if found.accepted else "refuse this"
-        reason = f"{self.source} would {would}: {count}"
-        return WorkflowFaulty(reason, faults=found.faults, path=workflow.name)
+        return f"would {would}: {len(found.faults)} fault{'s'[: len(found.faults) != 1]}"
 
 
 class Checker:
@@ -146,13 +157,13 @@ async def judge(
     told: Told | None = None,
 ) -> Judged:
     """The verdict of the first server that would take the workflow, else of one that would run a part of it,
-    else the one with the fewest faults.
+    else the one with the fewest faults, with those of the others.
 
     `targets` are the output nodes that alone are to run; `told` is filled with what servers have told, for
     the next call; one that did not answer is left out for a minute then. Raises ServerError when no server
     can be asked.
     """
-    best: Judged | None = None
+    judged: list[Judged] = []
     fault: ServerError | None = None
     told = told or Told()
     ready = told.ready(servers)
@@ -163,14 +174,14 @@ async def judge(
             fault = error
             told.is_away(server)
             continue
-        if best is None or _rank(found) < _rank(best):
-            best = found
-        if best.verdict.accepted is not False and not best.partial:
-            break
-    if best is None:
+        if found.verdict.accepted is not False and not found.partial:
+            return found
+        judged.append(found)
+    if not judged:
         assert fault is not None  # there is at least one server
         raise fault
-    return replace(best, complete=fault is None and len(ready) == len(servers))
+    best, *others = sorted(judged, key=_rank)
+    return replace(best, complete=fault is None and len(ready) == len(servers), others=tuple(others))
 
 
 def _rank(found: Judged) -> tuple[bool, bool, int]:

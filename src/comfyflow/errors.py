@@ -69,11 +69,22 @@ class WorkflowInvalid(ComfyflowError):
 
 
 class WorkflowFaulty(WorkflowInvalid):
-    """A server would refuse the workflow. `faults` are all that is wrong with it, each with a `message`."""
+    """A server would refuse the workflow. `faults` are all that is wrong with it, each with a `message`.
 
-    def __init__(self, reason: str, *, faults: Sequence[Any], path: str | None = None) -> None:
+    Where several servers were asked, `servers` has what is wrong on each, by its URL, and `faults` are those
+    of the one with the fewest.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        faults: Sequence[Any],
+        servers: Mapping[str, Sequence[Any]] | None = None,
+        path: str | None = None,
+    ) -> None:
         super().__init__(reason, path=path)
-        self.faults = faults
+        self.faults, self.servers = faults, servers or {}
 
 
 class ServerError(ComfyflowError):

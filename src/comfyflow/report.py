@@ -157,7 +157,7 @@ def error_lines(
     lines = [printable(error) or type(error).__name__]
     match error:
         case errors.WorkflowFaulty():
-            lines += [printable(_upper(fault.message)) for fault in error.faults]
+            lines += [printable(line) for line in _fault_lines(error)]
         case errors.WorkflowRejected():
             lines += node_error_lines(error.node_errors, workflow)
         case errors.JobFailed():
@@ -191,7 +191,7 @@ def error_document(error: BaseException, workflow: Workflow | None = None) -> di
         case errors.WorkflowInvalid():
             document |= {"path": error.path, "reason": error.reason}
             if isinstance(error, errors.WorkflowFaulty):
-                document["faults"] = [finding_document(fault) for fault in error.faults]
+                document |= _faults_document(error)
         case errors.ServerError():
             document |= {"method": error.method, "url": error.url} | _answer_document(error, workflow)
         case errors.JobError():
@@ -207,6 +207,24 @@ def finding_document(found: Fault | Undecided) -> dict[str, Any]:
     return {key: value for key, value in asdict(found).items() if value is not None}
 
 
+def _fault_lines(error: errors.WorkflowFaulty) -> Iterator[str]:
+    """Each fault once; what is wrong on some of the servers only, with these."""
+    servers = error.servers or {"": error.faults}
+    where: dict[str, list[str]] = {}
+    for url, faults in servers.items():
+        for message in dict.fromkeys(fault.message for fault in faults):
+            where.setdefault(message, []).append(url)
+    for message, urls in where.items():
+        yield _upper(message) if len(urls) == len(servers) else f"{', '.join(urls)}: {message}"
+
+
+def _faults_document(error: errors.WorkflowFaulty) -> dict[str, Any]:
+    """The faults, and those of each server where several were asked."""
+    servers = {url: [finding_document(fault) for fault in faults] for url, faults in error.servers.items()}
+    faults = {"faults": [finding_document(fault) for fault in error.faults]}
+    return faults | ({"servers": servers} if servers else {})
+
+
 def _upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -217,7 +235,9 @@ def _answer_document(error: errors.ServerError, workflow: Workflow | None) -> di
             return {"status": error.status, "body": error.body}
         case errors.WorkflowRejected():
             lines = node_error_lines(error.node_errors, workflow)
-            return {"error": error.error, "node_errors": error.node_errors, "node_messages": lines}
+            missing = {"missing": error.missing} if isinstance(error, errors.NotRunnable) else {}
+            told = {"error": error.error, "node_errors": error.node_errors, "node_messages": lines}
+            return told | missing
     return {}
 
 
