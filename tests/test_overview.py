@@ -9,7 +9,7 @@ import pytest
 from comfyflow.errors import UsageError
 from comfyflow.many import RowResult, Tally
 from comfyflow.member import Health, ServerView
-from comfyflow.overview import Bar, Lines, clock, overview_on, rate_text, server_line, status_line
+from comfyflow.overview import Bar, Lines, overview_on, server_line, status_line
 
 
 class Terminal(io.StringIO):
@@ -60,11 +60,6 @@ def test_the_line_tells_rate_and_time_left_by_what_was_worked_on() -> None:
     assert status_line(busy) == "400 rows, 8 running, 1 failed, 2.0/s"
     assert status_line(tally(begun=10, before=10), 10) == "10 of 10 rows, 0 running"
     assert status_line(tally(begun=10, succeeded=10), 10) == "10 of 10 rows, 0 running, 6.0/min"
-
-
-def test_numbers_are_told_as_people_do() -> None:
-    assert (rate_text(12.34), rate_text(0.25)) == ("12.3/s", "15.0/min")
-    assert (clock(59.6), clock(3 * 3600 + 125)) == ("0:01:00", "3:02:05")
 
 
 def test_a_line_is_written_when_it_is_time() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +33,6 @@ from comfyflow.tables import (
     run_cells,
     run_document,
     run_lines,
-    size_text,
     utc_time,
 )
 
@@ -92,21 +90,6 @@ def test_times_have_a_zone() -> None:
     assert datetime.fromisoformat(local_time(AT + 0.4)).timestamp() == AT
     assert re.search(r"[+-]\d\d:\d\d$", local_time(AT))
     assert (utc_time(None), local_time(None)) == (None, "-")
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (None, "-"),
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1536, "1.5 KiB"),
-        (5 << 20, "5.0 MiB"),
-        (3 << 40, "3.0 TiB"),
-    ],
-)
-def test_sizes_for_people(size: int | None, text: str) -> None:
-    assert size_text(size) == text
 
 
 def test_a_job_is_one_row() -> None:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from .check import check
 from .errors import BadAnswer, ServerError, WorkflowFaulty, WorkflowInvalid
 from .faults import FaultKind, Rule, Verdict
+from .figures import counted
 from .nodeinfo import Asked, NodeInfo, first_answer, node_info
 from .served import ServedClass
 from .sources import Form, Source
@@ -88,7 +89,7 @@ class Judged:
         """Without its subject."""
         found = self.verdict
         would = "run a part of this only" if found.accepted else "refuse this"
-        return f"would {would}: {len(found.faults)} fault{'s'[: len(found.faults) != 1]}"
+        return f"would {would}: {counted(len(found.faults), 'fault')}"
 
 
 class Checker:

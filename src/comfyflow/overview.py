@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
+from .figures import clock, counted, rate_text
 from .report import printable
 
 if TYPE_CHECKING:
@@ -75,22 +76,6 @@ def status_line(tally: Tally, total: int | None = None) -> str:
         if total is not None and tally.ended < total:
             words.append(f"{clock((total - tally.ended) * tally.seconds / worked)} left")
     return ", ".join(words)
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{number} {noun}{'s' if number != 1 else ''}"
-
-
-def rate_text(rate: float) -> str:
-    """Rows in a second, or in a minute where they are few."""
-    return f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min"
-
-
-def clock(seconds: float) -> str:
-    """A span of time as H:MM:SS."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 class Lines(Overview):

@@ -13,6 +13,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .figures import size_text
 from .report import printable
 
 if TYPE_CHECKING:
@@ -53,17 +54,6 @@ def utc_time(moment: float | None) -> str | None:
         return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat()
     except _NO_MOMENT:
         return None
-
-
-def size_text(size: float | None) -> str:
-    """A size in bytes for people: 1536 is "1.5 KiB"."""
-    if size is None:
-        return "-"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def shortened(text: object) -> str:

@@ -24,8 +24,9 @@ from ..batch import Row
 from ..console import Call, Interrupted, attended, tell
 from ..errors import ComfyflowError, UsageError, WorkflowInvalid
 from ..exits import ExitCode
+from ..figures import counted
 from ..models import Ambiguous
-from ..overview import Overview, counted, overview_on
+from ..overview import Overview, overview_on
 from ..settings import Settings
 from ..several import aside
 from ..sources import Form, find

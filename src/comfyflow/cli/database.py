@@ -18,6 +18,7 @@ from ..console import attended, tell
 from ..dsn import Database, DatabaseKind
 from ..errors import StoreError, UsageError
 from ..exits import ExitCode
+from ..figures import counted, size_text
 from ..settings import age, shared_folder
 from .app import Reading, SharedOption, Speaking, app, command
 from .records import archived
@@ -214,9 +215,9 @@ async def _flush(options: Reading, journal: Journal, everything: bool) -> int:
 
 
 def _flush_lines(written: int, waiting: Mapping[str, int]) -> Iterator[str]:
-    yield f"{_counted(written, 'record')} written"
+    yield f"{counted(written, 'record')} written"
     for target, count in waiting.items():
-        yield f"{_counted(count, 'record')} for {target}: name that database, or write them here by --all"
+        yield f"{counted(count, 'record')} for {target}: name that database, or write them here by --all"
 
 
 def _aside(journal: Journal) -> set[Path]:
@@ -326,7 +327,7 @@ def _status_lines(document: Mapping[str, Any]) -> Iterator[str]:
     if document["schema"] is not None:
         yield f"tables: {_schema(document['schema'])}"
     for table in document["tables"]:
-        yield f"table {table['table']}: {table['rows']} rows, {tables.size_text(table['bytes'])}"
+        yield f"table {table['table']}: {counted(table['rows'], 'row')}, {size_text(table['bytes'])}"
     yield from _journal_lines(document["journal"])
 
 
@@ -353,13 +354,9 @@ def _journal_lines(journal: Mapping[str, Any]) -> Iterator[str]:
         yield f"journal: {folder}"
         return
     since = f" since {journal['oldest']}" if journal["oldest"] else ""
-    waits = f"{_counted(journal['records'], 'record')}{since}, {tables.size_text(journal['bytes'])}"
+    waits = f"{counted(journal['records'], 'record')}{since}, {size_text(journal['bytes'])}"
     yield f"journal: {waits if journal['records'] else 'empty'}, in {folder}"
     for target, count in journal["targets"].items():
-        yield f"journal for {target}: {_counted(count, 'record')}"
+        yield f"journal for {target}: {counted(count, 'record')}"
     if journal["set_aside"]:
-        yield f"set aside, since no database can take it: {_counted(journal['set_aside'], 'file')} *.aside"
-
-
-def _counted(number: int, name: str) -> str:
-    return f"{number} {name}{'s'[: number != 1]}"
+        yield f"set aside, since no database can take it: {counted(journal['set_aside'], 'file')} *.aside"

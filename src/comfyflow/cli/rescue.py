@@ -16,6 +16,7 @@ from .. import report
 from ..console import Call, attended, tell
 from ..errors import UsageError
 from ..exits import ExitCode, exit_code
+from ..figures import counted
 from ..settings import Settings
 from .app import (
     Asking,
@@ -181,8 +182,7 @@ class _Resuming:
     def _tell(self, result: RunResult) -> None:
         if self.call.quiet and result.error is None:
             return
-        count = len(result.files)
-        said = f"done, {count} file{'s'[: count != 1]}" if result.error is None else str(result.error)
+        said = f"done, {counted(len(result.files), 'file')}" if result.error is None else str(result.error)
         tell([f"comfyflow: {result.prompt_id}: {report.printable(said)}"])
 
     async def _explain(self, runner: Runner) -> None:

@@ -15,7 +15,7 @@ import typer
 from .. import report
 from ..console import Call, attended, tell
 from ..errors import ServerError, UsageError
-from ..overview import counted
+from ..figures import counted
 from ..workflow import Workflow
 from .app import Asking, FileArgument, app, command, connected, found
 from .prepared import ObjectInfoOption, SetOption, classes_of, info_now, made_now, patched
