@@ -29,7 +29,6 @@ from comfyflow import (
     UsageError,
     submit,
 )
-from comfyflow.inventory import Inventory
 from comfyflow.member import TRIP, Health
 from comfyflow.sim import Sim, answer, reset, reset_after, stall
 
@@ -79,17 +78,6 @@ async def test_jobs_are_spread_and_no_server_gets_more_than_a_few_ahead(sims: li
     assert runs(sims) == {1: 7}
 
 
-async def test_the_quicker_server_gets_more(sims: list[Sim], tmp_path: Path) -> None:
-    async with pool_of(sims) as pool, Runner(pool, MemoryStore(), tmp_path) as runner:
-        first, second = (pool._named(sim.url) for sim in sims)
-        first.seconds, second.seconds = 1.0, 5.0
-        await sims[0].hold()
-        await sims[1].hold()
-        jobs = [await runner.submit(image()) for _ in range(3)]
-        assert [job.server for job in jobs] == [sims[0].url] * 3
-        assert (await runner.submit(image())).server == sims[1].url
-
-
 async def test_weights_count_and_a_server_that_is_drained_gets_nothing(sims: list[Sim]) -> None:
     servers = [PoolServer(sims[0].url, weight=0), PoolServer(sims[1].url, weight=2.0, ahead=10)]
     async with ServerPool(servers, poll=QUICK) as pool:
@@ -105,18 +93,6 @@ async def test_weights_count_and_a_server_that_is_drained_gets_nothing(sims: lis
         with pytest.raises(NoServer, match="every server is drained"):
             await pool.submit_workflow(image())
         await sims[1].release()
-
-
-async def test_a_job_goes_where_its_nodes_are(sims: list[Sim]) -> None:
-    async with ComfyClient(sims[0].url, websocket=False) as client:
-        some = {name: info for name, info in (await client.object_info()).items() if name != "SimText"}
-    async with pool_of(sims) as pool:
-        await until(lambda: all(view.health is Health.UP for view in pool.servers))
-        pool._named(sims[0].url).inventory = Inventory.of(some)
-        for _ in range(4):
-            result = await pool.wait(await pool.submit_workflow(alone("SimText", text="a")))
-            assert result.state is JobState.SUCCEEDED
-        assert [view.succeeded for view in pool.servers] == [0, 4]
 
 
 async def test_servers_that_have_the_same_share_what_is_known_of_it(sims: list[Sim]) -> None:

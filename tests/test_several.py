@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
 import pytest
+from waiting import until
 
-from comfyflow.several import aside, end, ended, iterated, worked
+from comfyflow.several import aside, each, end, ended, iterated, worked
 
 
 async def numbers() -> AsyncIterator[int]:
@@ -54,6 +55,44 @@ async def test_what_is_left_is_cancelled_and_waited_for() -> None:
     await end(tasks)
     assert left == ["ended", "ended"]
     await end(set())
+
+
+# questions to several
+
+
+async def test_answers_come_in_the_order_of_the_questions_some_at_once() -> None:
+    gates = [asyncio.Event() for _ in range(3)]
+    asked: list[int] = []
+
+    async def ask(number: int) -> int:
+        asked.append(number)
+        await gates[number].wait()
+        return number * 10
+
+    asking = asyncio.create_task(each(range(3), ask, limit=2))
+    await asyncio.wait([asking], timeout=0)
+    gates[1].set()
+    gates[2].set()
+    await until(lambda: len(asked) == 3)
+    assert asked[:2] == [0, 1]
+    gates[0].set()
+    assert await asking == [0, 10, 20]
+
+
+async def test_one_that_fails_ends_the_other_questions() -> None:
+    left: list[str] = []
+
+    async def ask(number: int) -> None:
+        if number == 0:
+            raise ValueError("no")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.append("ended")
+
+    with pytest.raises(ValueError, match="no"):
+        await each(range(2), ask)
+    assert left == ["ended"]
 
 
 # work on a source

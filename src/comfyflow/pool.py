@@ -1,8 +1,5 @@
-"""ServerPool: several ComfyUI servers as if they were one.
-
-The pool holds the backlog, not ComfyUI's memory: a server gets a few jobs ahead of the one that it runs, and
-whoever wants to send more waits for room. A job that a server has is that server's until its end.
-"""
+"""ServerPool: several ComfyUI servers as if they were one. A job that a server has is that server's until its
+end; where it goes: `placing`."""
 
 from __future__ import annotations
 
@@ -10,12 +7,9 @@ import asyncio
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
-    Callable,
     Collection,
     Iterable,
     Mapping,
-    Sequence,
 )
 from contextlib import (
     AbstractContextManager,
@@ -28,14 +22,12 @@ from contextlib import (
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
-
-import anyio
+from typing import Any, Self
 
 from . import protocol
 from .api import Server
 from .client import ComfyClient
-from .errors import BadAnswer, NoServer, NotRunnable, ServerUnreachable, UsageError
+from .errors import BadAnswer, NoServer, ServerUnreachable, UsageError
 from .inputs import Inputs
 from .inventory import Inventory
 from .member import Health, Member, ServerView
@@ -50,47 +42,13 @@ from .models import (
     Timeouts,
     UploadedFile,
 )
-from .several import end
+from .placing import LOST_AFTER, Placing
+from .several import each, end
 from .submit import BeforeSend, key_id
 from .workflow import Workflow
 
-T = TypeVar("T")
 Tried = dict[str, ServerUnreachable | BadAnswer]  # servers that certainly did not take a job, and why
 AHEAD = 2  # jobs of ours that wait in a server's own queue: the next one begins without a pause
-LOST_AFTER = 60.0  # s
-PATROL_EVERY = 1.0  # s between looks at those who wait for a server that nobody hears of
-USUAL = 1.0  # s that a job takes, before any was measured
-GRACE = 5.0  # s for which a server that has never answered is waited for
-ALL = 8  # servers that are asked something at once
-
-
-class _Waiter:
-    """Somebody with a workflow and no place for it."""
-
-    def __init__(self, workflow: Workflow, besides: Collection[str], now: float) -> None:
-        self.workflow, self.besides, self.since = workflow, besides, now
-        self.place: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
-        self._judged: dict[Inventory, tuple[bool, int]] = {}  # servers that have the same share one
-
-    def fits(self, member: Member) -> bool:
-        """Whether the server has all that the workflow names, and was not tried in vain just now."""
-        return self.can(member) and member.url not in self.besides
-
-    def can(self, member: Member) -> bool:
-        """Whether the server has all that the workflow names, as far as it tells."""
-        return self._judgement(member)[0]
-
-    def strange(self, member: Member) -> int:
-        """How many choices of the workflow it does not list."""
-        return self._judgement(member)[1]
-
-    def _judgement(self, member: Member) -> tuple[bool, int]:
-        has = member.inventory
-        if has is None:
-            return True, 0
-        if (known := self._judged.get(has)) is None:
-            known = self._judged[has] = not has.missing(self.workflow), has.strange(self.workflow)
-        return known
 
 
 class ServerPool:
@@ -128,7 +86,7 @@ class ServerPool:
             raise UsageError("a pool needs a server" if not urls else f"{twice} is given twice")
         self._ahead, self._lost_after = ahead, lost_after
         self._members: list[Member] = []
-        self._waiters: dict[_Waiter, None] = {}
+        self._placing = Placing(self._members, lost_after)
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
 
@@ -143,14 +101,14 @@ class ServerPool:
                         spec,
                         ahead=self._ahead,
                         lost_after=self._lost_after,
-                        changed=self._serve,
-                        asked=self._survey,
+                        changed=self._placing.serve,
+                        asked=self._placing.survey,
                         successes=lambda: sum(one.succeeded for one in self._members),
                         shared=self._shared,
                     )
                 )
             self._stack = stack.pop_all()
-        works = [member.watch for member in self._members] + [self._patrol]
+        works = [member.watch for member in self._members] + [self._placing.patrol]
         self._tasks = [asyncio.create_task(work(), name="comfyflow pool") for work in works]
         return self
 
@@ -198,7 +156,7 @@ class ServerPool:
     def undrain(self, url: str) -> None:
         """Send jobs to it again. Raises UsageError."""
         self._named(url).drained = False
-        self._serve()
+        self._placing.serve()
 
     def bury(self, url: str) -> None:
         """This server's process has ended, as its operator knows for certain: what it held is lost, and goes
@@ -216,7 +174,7 @@ class ServerPool:
         finally:
             await end(asking)
         if not self._any_answers():
-            raise self._nobody(self._members)
+            raise self._placing.nobody(self._members)
 
     def _any_answers(self) -> bool:
         return any(member.health.answers for member in self._members)
@@ -267,12 +225,11 @@ class ServerPool:
         Raises NotRunnable, and NoServer when none of those that could run it has answered for `lost_after`
         seconds (at once, where none ever did).
         """
-        member = await self._place(Workflow.load(workflow), besides)
+        member = await self._placing.take(Workflow.load(workflow), besides)
         try:
             yield member.client
         finally:
-            member.reserved -= 1
-            self._serve()
+            self._placing.back(member)
 
     async def submit_workflow(
         self,
@@ -323,7 +280,7 @@ class ServerPool:
         """Whether a server that answers remembers a job of this key. Raises KeyConflict, NotSupported,
         ServerError."""
         asked = [member for member in self._members if member.health.answers]
-        found = await _each(asked, lambda one: _remembered(one, workflow, idempotency_key))
+        found = await each(asked, lambda one: _remembered(one, workflow, idempotency_key))
         return any(found)
 
     async def poll_status(self, prompt_id: str) -> JobView:
@@ -387,7 +344,7 @@ class ServerPool:
 
     async def queue(self) -> protocol.QueueView:
         """Everybody's jobs on all servers, one server after the other. Raises ServerError."""
-        found = await _each(self._members, lambda one: one.client.queue())
+        found = await each(self._members, lambda one: one.client.queue())
         running = (item for view in found for item in view.running)
         return protocol.QueueView(tuple(running), tuple(item for view in found for item in view.pending))
 
@@ -395,134 +352,23 @@ class ServerPool:
         """See `ComfyClient.history`; `max_items` of each server. Raises ServerError."""
         if prompt_id is not None:
             return await (await self.of(prompt_id)).history(prompt_id)
-        found = await _each(self._members, lambda one: one.client.history(max_items=max_items))
+        found = await each(self._members, lambda one: one.client.history(max_items=max_items))
         return {key: entry for part in found for key, entry in part.items()}
 
     async def system_stats(self) -> dict[str, Any]:
         """`ComfyClient.system_stats` of each server, by its address. Raises ServerError."""
-        found = await _each(self._members, lambda one: one.client.system_stats())
+        found = await each(self._members, lambda one: one.client.system_stats())
         return {member.url: stats for member, stats in zip(self._members, found, strict=True)}
 
     async def object_info(self, node_class: str | None = None) -> dict[str, Any]:
         """What nodes any of the servers has. Raises ServerError."""
-        found = await _each(self._members, lambda one: one.client.object_info(node_class))
+        found = await each(self._members, lambda one: one.client.object_info(node_class))
         return {key: info for part in found for key, info in part.items()}
 
     async def free(self, *, unload_models: bool = True, free_memory: bool = True) -> None:
         """See `ComfyClient.free`, on every server. Raises ServerError."""
         flags = {"unload_models": unload_models, "free_memory": free_memory}
-        await _each(self._members, lambda one: one.client.free(**flags))
-
-    # -- placing --
-
-    async def _place(self, workflow: Workflow, besides: Collection[str]) -> Member:
-        waiter = _Waiter(workflow, besides, anyio.current_time())
-        await self._check_runnable(waiter)
-        self._waiters[waiter] = None
-        try:
-            self._serve()
-            self._despair(waiter)
-            return await waiter.place
-        except asyncio.CancelledError:
-            if waiter.place.done() and not waiter.place.cancelled() and waiter.place.exception() is None:
-                waiter.place.result().reserved -= 1  # it came in the same moment
-            raise
-        finally:
-            self._waiters.pop(waiter, None)
-
-    def _serve(self) -> None:
-        """Give places to those who wait, the first who came first, as far as there is room."""
-        if not self._waiters:
-            return
-        free = [member for member in self._members if member.has_room]
-        for waiter in list(self._waiters):
-            if not free:
-                return
-            if waiter.place.done():
-                continue
-            member = self._best(waiter, free)
-            if member is None:
-                continue
-            member.reserved += 1
-            del self._waiters[waiter]
-            waiter.place.set_result(member)
-            if not member.has_room:
-                free.remove(member)
-
-    def _best(self, waiter: _Waiter, free: Sequence[Member]) -> Member | None:
-        """The server that would have done it first; None when one that has no room now would."""
-        fitting = [member for member in free if waiter.fits(member)]
-        if not fitting:
-            return None
-        usual = self._usual()
-        best = min(fitting, key=lambda one: (waiter.strange(one), one.delay(usual), one.succeeded))
-        full = [one for one in self._members if one.health is Health.UP and one not in free]
-        behind = len(self._waiters)
-        quicker = any(
-            waiter.fits(one) and one.delay_behind(behind, usual) < best.delay(usual) for one in full
-        )
-        return None if quicker else best
-
-    def _usual(self) -> float:
-        measured = [member.seconds for member in self._members if member.seconds is not None]
-        return sum(measured) / len(measured) if measured else USUAL
-
-    async def _check_runnable(self, waiter: _Waiter) -> None:
-        """Raises NotRunnable when each server says that it lacks something, asked anew."""
-        if self._could(waiter):
-            return
-        await _each(self._members, Member.refresh)
-        if self._could(waiter):
-            return
-        raise self._not_runnable(waiter)
-
-    def _not_runnable(self, waiter: _Waiter) -> NotRunnable:
-        missing = {member.url: member.lacks(waiter.workflow) for member in self._members}
-        told = "; ".join(f"{url} lacks {', '.join(names)}" for url, names in missing.items())
-        text = f"no server can run this workflow: {told}"
-        return NotRunnable(text, url=self._members[0].url, missing=missing)
-
-    def _could(self, waiter: _Waiter) -> bool:
-        return any(waiter.can(member) for member in self._members)
-
-    async def _patrol(self) -> None:
-        """Time changes things too: rests end, patience does."""
-        while True:
-            await anyio.sleep(PATROL_EVERY)
-            self._survey()
-
-    def _survey(self) -> None:
-        self._serve()
-        for waiter in list(self._waiters):
-            self._despair(waiter)
-
-    def _despair(self, waiter: _Waiter) -> None:
-        """Tell somebody who waits that nobody who could run it answers."""
-        able = [member for member in self._members if waiter.fits(member)]
-        now = anyio.current_time()
-        if any(member.health.answers and not member.drained for member in able):
-            waiter.since = now
-            return
-        asked = all(member.health is not Health.UNKNOWN for member in able)
-        ever = any(member.ever for member in able)
-        patience = (self._lost_after or LOST_AFTER) if ever else 0.0 if asked else GRACE
-        if waiter.place.done():
-            return
-        if not self._could(waiter):
-            waiter.place.set_exception(self._not_runnable(waiter))
-        elif now - waiter.since >= patience or all(member.drained for member in self._members):
-            waiter.place.set_exception(self._nobody(able))
-
-    def _nobody(self, able: Sequence[Member]) -> NoServer:
-        drained = all(member.drained for member in self._members)
-        told = "; ".join(one.note or f"{one.url} takes no jobs" for one in able or self._members)
-        text = (
-            "every server is drained: let one take jobs again"
-            if drained
-            else f"no server can take the job: {told}"
-        )
-        up = any(member.health is Health.UP for member in self._members)
-        return NoServer(text, url=self._members[0].url, any_up=up)
+        await each(self._members, lambda one: one.client.free(**flags))
 
     def _shared(self, found: Inventory) -> Inventory:
         """One inventory for all servers that have the same: a workflow is held against it once."""
@@ -550,7 +396,7 @@ class ServerPool:
                     unheard.append(error)
                 return False
 
-        found = await _each(self._members, knows)
+        found = await each(self._members, knows)
         for member, known in zip(self._members, found, strict=True):
             if known:
                 return member.client
@@ -566,21 +412,6 @@ def _client_of(
         return one, PoolServer(str(one.server))
     spec = PoolServer(one) if isinstance(one, str) else one
     return ComfyClient(spec.url, **options), spec
-
-
-async def _each(members: Sequence[Member], ask: Callable[[Member], Awaitable[T]]) -> list[T]:
-    """Ask several servers at once. Raises what the first of them raises."""
-    limit = asyncio.Semaphore(ALL)
-
-    async def asked(member: Member) -> T:
-        async with limit:
-            return await ask(member)
-
-    tasks = [asyncio.create_task(asked(member)) for member in members]
-    try:
-        return [await task for task in tasks]
-    finally:
-        await end(set(tasks))
 
 
 async def _remembered(member: Member, workflow: Workflow | Mapping[str, Any], key: str) -> bool:

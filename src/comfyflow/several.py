@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, suppress
 from itertools import islice
 from queue import SimpleQueue
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
+ALL = 8  # that are asked something at once
 
 
 async def iterated(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
@@ -121,6 +122,22 @@ def _settle(answer: asyncio.Future[T], item: T, fault: BaseException | None) -> 
         answer.set_result(item)
     else:
         answer.set_exception(fault)
+
+
+async def each(items: Iterable[S], ask: Callable[[S], Awaitable[T]], *, limit: int = ALL) -> list[T]:
+    """Ask about all items at once, but for more than `limit`; the answers in their order. Raises what the
+    first of them that fails raises, and leaves the others then, as when it is cancelled."""
+    room = asyncio.Semaphore(limit)
+
+    async def asked(item: S) -> T:
+        async with room:
+            return await ask(item)
+
+    tasks = [asyncio.create_task(asked(item)) for item in items]
+    try:
+        return [await task for task in tasks]
+    finally:
+        await end(set(tasks))
 
 
 async def end(tasks: set[asyncio.Task[T]]) -> None:
