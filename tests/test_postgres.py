@@ -278,12 +278,6 @@ async def test_a_renamed_job_keeps_its_events_and_its_road(store: PostgresStore)
     assert await store.get(one.prompt_id) is None
 
 
-async def test_a_rename_of_a_job_that_nobody_knows_writes_nothing(store: PostgresStore) -> None:
-    with pytest.raises(StoreError, match="no job theirs"):
-        await store.write(Accepted(job(), "theirs"))
-    assert await everything(store) == [[], [], []]
-
-
 @pytest.mark.parametrize(
     ("entry", "said"),
     [(JobEvent("a", "k" * 201), "breaks"), (Advanced("a", JobState.RUNNING, at=1e30), "value")],

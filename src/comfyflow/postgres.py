@@ -11,16 +11,16 @@ from datetime import UTC, datetime
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
 
-import asyncpg
 from anyio import to_thread
 
-from . import contents, migrations
-from .database import Connections, translated
+from . import migrations
+from .commit import NOBODY, Committer, Replaced
+from .database import Connections
 from .dsn import Database
 from .errors import StoreError, StoreUnavailable
-from .gather import Gathering, Ids, Refused
+from .gather import Ids, Refused
 from .journal import Draining, Journal
-from .rows import Batch, Row, batch_of, cleaned, job_of, kept_file, record_of
+from .rows import Batch, Row, batch_of, cleaned, job_of, record_of
 from .shield import to_the_end
 from .statements import (
     FORGET,
@@ -30,37 +30,20 @@ from .statements import (
     HOLDERS,
     LATEST,
     ONE,
-    RENAME,
     RENEW,
     RETIRE,
     SUCCEEDED,
     SUCCESSOR,
     TURN,
     UNFINISHED,
-    statement_for,
 )
-from .store import Added, Advanced, Entry, Holding, IdTaken, Job, JobEvent, JobRecord, Store, Worker
+from .store import Added, Advanced, Entry, Holding, Job, JobEvent, JobRecord, Store, Worker
 
 T = TypeVar("T")
-NOBODY: Ids = frozenset()
 log = logging.getLogger(__name__)
 
-REPLACED_ONCE, REPLACES_A_RUN = "workflow_runs_replaced_once", "workflow_runs_replaces_a_run"  # sql/0002
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # s between two attempts to reach a database that is away
 DISK = 60.0  # s that the journal's disk gets
-_OF_THE_DATA = (  # what the database will refuse again and again
-    asyncpg.DataError,
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.ProgramLimitExceededError,
-)
-
-
-class _Replaced(Refused):
-    """Somebody else has sent this lost job again already. Nothing is lost by that: the row is there."""
-
-
-class _Taken(Refused, IdTaken):
-    """See IdTaken."""
 
 
 class PostgresStore(Store):
@@ -86,12 +69,9 @@ class PostgresStore(Store):
         self.fault: StoreError | None = None
         self._journal, self._target = journal, connections.database.target
         self._migrate, self._patience, self._linger = migrate, patience, linger
-        self._content_limit = content_limit
+        self._committer = Committer(connections, content_limit=content_limit)
         self._ready = self._closed = False
         self._preparing, self._draining = asyncio.Lock(), asyncio.Lock()
-        self._gathering = Gathering(self._send)
-        # Bytes take their time, or wait for others who store the same: most connections are for rows.
-        self._loaders = asyncio.Semaphore(max(1, connections.limits.max_size // 4))
         self._held: list[Entry] = []
         self._timer: asyncio.Task[None] | None = None
         # While the journal holds something of ours, whatever follows goes there too: the order stays.
@@ -262,7 +242,7 @@ class PostgresStore(Store):
         """An outcome that is refused is raised, and yet not thrown away: nobody can tell it again."""
         try:
             return await self._record(batch)
-        except _Replaced:
+        except Replaced:
             raise
         except Refused as error:
             if self._journal is not None and batch.ends:
@@ -338,7 +318,7 @@ class PostgresStore(Store):
 
     async def _attempt(self, batch: Batch) -> Ids:
         new = await self._patiently(lambda: self._commit_rows(batch))
-        await self._keep_contents(batch)
+        await self._committer.contents(batch)
         if not self._behind:
             self.fault, self._pause = None, FIRST_PAUSE
         return new
@@ -356,43 +336,13 @@ class PostgresStore(Store):
 
     async def _commit(self, batch: Batch) -> Ids:
         new = await self._commit_rows(batch)
-        await self._keep_contents(batch)
+        await self._committer.contents(batch)
         return new
 
     async def _commit_rows(self, batch: Batch) -> Ids:
-        """What comes while statements are under way goes into the next one together."""
         if not self._ready:
             await self._prepare()
-        if not batch.runs and not batch.workers:
-            return NOBODY
-        return await self._gathering.commit(batch)
-
-    async def _send(self, batch: Batch) -> Ids:
-        statement, text = statement_for(batch, news=True), batch.to_json()
-
-        async def work(connection: Any) -> Ids:
-            return await self._transaction(connection, batch, statement, text)
-
-        return await self.connections.run(work)
-
-    async def _keep_contents(self, batch: Batch) -> None:
-        """Large ones take their time."""
-        for file in map(kept_file, batch.contents):
-            if file.size > self._content_limit:
-                log.warning("the bytes of %s are not kept: it is larger than the limit", file.path)
-            async with self._loaders:
-                await contents.keep(self.connections, file, limit_bytes=self._content_limit)
-
-    async def _transaction(self, connection: Any, batch: Batch, statement: str, text: str) -> Ids:
-        try:
-            if not batch.renames:
-                return _check(await connection.fetch(statement, text))
-            async with connection.transaction():
-                for rename in batch.renames:
-                    await connection.execute(RENAME, rename["new"], rename["old"])
-                return _check(await connection.fetch(statement, text))
-        except _OF_THE_DATA as error:
-            raise _refusal(error, batch, self.connections.database) from None
+        return await self._committer.rows(batch)
 
     # -- the journal --
 
@@ -464,7 +414,7 @@ class PostgresStore(Store):
             try:
                 await self._attempt(batch)
                 count += 1
-            except _Replaced as error:
+            except Replaced as error:
                 log.info("not written: %s", error)
             except Refused as error:
                 await self._on_disk(draining.refuse, str(error))
@@ -586,27 +536,6 @@ class PostgresStore(Store):
             for row in rows:
                 yield job_of({**row, "graph": _json(row["graph"])})
             last = (rows[-1]["place"], rows[-1]["prompt_id"])
-
-
-def _check(rows: list[Any]) -> Ids:
-    """The new jobs of what a statement gives."""
-    for prompt_id, unknown in rows:
-        if unknown:
-            raise Refused(f"no job {prompt_id} is recorded: add it first")
-        if unknown is not None:
-            raise _Taken(f"there is already another job {prompt_id}: use a new prompt id")
-    return frozenset(prompt_id for prompt_id, _ in rows)
-
-
-def _refusal(error: Exception, batch: Batch, database: Database) -> Refused:
-    """What it means that no database will take this."""
-    before = " or ".join(run["replaces"] for run in batch.runs if "replaces" in run)
-    rule = getattr(error, "constraint_name", None)
-    if rule == REPLACED_ONCE:
-        return _Replaced(f"job {before} was already replaced by another one: look at that one")
-    if rule == REPLACES_A_RUN:
-        return Refused(f"no job {before} is recorded: add it first")
-    return Refused(str(translated(error, database)))
 
 
 def _decoded(row: Any) -> Row:
