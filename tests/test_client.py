@@ -572,17 +572,6 @@ async def test_who_asks_a_closed_client_is_told_so(comfyui: Sim) -> None:
         await client.wait(job)
 
 
-async def test_a_part_that_has_run_already_is_not_said_to_be_taken_back(client: ComfyClient) -> None:
-    graph = image()
-    await client.wait(await client.submit_workflow(graph))  # from now on it comes from the cache, in no time
-    graph["3"] = partly_valid()["3"]
-    with pytest.raises(WorkflowRejected) as caught:
-        await client.submit_workflow(graph)
-    assert ("already run" in str(caught.value)) == (
-        (await client.result(str(caught.value.prompt_id))).state is JobState.SUCCEEDED
-    )
-
-
 async def test_a_job_that_had_ended_when_it_was_found_is_told_at_once(comfyui: Sim) -> None:
     never = PollSchedule(first=1e6, stall_after=1e6, deaf_after=1e6)
     async with ComfyClient(comfyui.url, websocket=False, poll=never) as client:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import aiohttp
 import pytest
 from graphs import image
 
 from comfyflow import events as e
 from comfyflow.api import Api, Server
-from comfyflow.errors import BadAnswer
+from comfyflow.errors import BadAnswer, NotSupported
 from comfyflow.look import Looker
 from comfyflow.models import Timeouts
 from comfyflow.sim import Sim, answer
@@ -67,6 +69,19 @@ async def test_whether_a_server_keeps_our_ids_is_found_out_once(profile: str, ke
         assert [await looker.keeps_ids(), await looker.keeps_ids()] == [keeps] * 2
         assert sim.requests.count(("GET", "/features")) == (2 if keeps else 3)
         await api.close()
+
+
+async def test_a_server_that_makes_its_own_ids_is_refused_where_ours_are_needed() -> None:
+    for profile in ("0.3.64", "0.3.40"):
+        async with Sim(profile=profile) as sim:
+            api = Api(Server.at(sim.url), Timeouts())
+            with (
+                pytest.raises(NotSupported, match=r"update the server")
+                if profile == "0.3.40"
+                else nullcontext()
+            ):
+                await Looker(api).require_ids()
+            await api.close()
 
 
 async def test_a_server_with_jobs_keeps_our_ids(comfyui: Sim) -> None:

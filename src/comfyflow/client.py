@@ -26,11 +26,9 @@ from .errors import (
     DownloadError,
     JobTimeout,
     KeyConflict,
-    NotSupported,
     ServerError,
     ServerUnreachable,
     UsageError,
-    WorkflowRejected,
     error_of,
 )
 from .follow import Follower
@@ -50,6 +48,7 @@ from .models import (
     Timeouts,
     UploadedFile,
 )
+from .partly import left_out, taken_back
 from .shield import to_the_end
 from .submit import BeforeSend, key_id, send_once
 from .tracker import ABSENCES, Tracker
@@ -57,7 +56,6 @@ from .workflow import Workflow
 
 ASK_EVERY = 1.0  # s between requests to end a job: a server forgets one that comes right before the start
 ASKS = 20  # in a row that a server may fail to answer
-TAKING_BACK = 10.0  # s for ending a job of which only a part would run
 CLOSING = 10.0  # s for closing; it takes one at most, unless something hangs
 TITLE_SETS = 64  # distinct sets of node titles that are shared between jobs
 
@@ -234,7 +232,7 @@ class ComfyClient:
         if allow_partial:
             return submission.prompt_id
         if not submission.answered:
-            submission = replace(submission, node_errors=await self._left_out(submission.prompt_id))
+            submission = replace(submission, node_errors=await left_out(self._api, submission.prompt_id))
         if submission.node_errors:
             await self._take_back(submission)
         return submission.prompt_id
@@ -252,7 +250,7 @@ class ComfyClient:
         try:
             event = await self._looker.look(prompt_id)
             if isinstance(event, e.Absent):
-                await self._require_ids()
+                await self._looker.require_ids()
                 return False
             sent = await self._api.sent(prompt_id)
         except ServerUnreachable as error:
@@ -510,14 +508,6 @@ class ComfyClient:
         async with lock:
             yield
 
-    async def _require_ids(self) -> None:
-        if not await self._looker.keeps_ids():
-            raise NotSupported(
-                f"{self.server} makes its own prompt ids (that ended with ComfyUI 0.3.45), so no job is "
-                "found by its key there: update the server, or submit without a key",
-                method="POST", url=str(self.server.url("/prompt")),
-            )  # fmt: skip
-
     async def _send(
         self,
         body: Mapping[str, Any],
@@ -556,38 +546,9 @@ class ComfyClient:
             follower.found(tracker, submission.number)
         return submission
 
-    async def _left_out(self, prompt_id: str) -> dict[str, Any]:
-        """The output nodes that the server will not run of a job whose answer was lost, which alone names
-        them; without the reasons. Empty when that cannot be found out."""
-        with suppress(ServerError):
-            sent = await self._api.sent(prompt_id)
-            if sent is None or sent.outputs is None:
-                return {}
-            others = {key: node for key, node in sent.graph.items() if isinstance(node, dict)}
-            kinds = {key: str(others[key].get("class_type")) for key in others.keys() - sent.outputs}
-            ends = {kind for kind in set(kinds.values()) if await self._is_output(kind)}
-            return {key: {"class_type": kind, "errors": []} for key, kind in kinds.items() if kind in ends}
-        return {}
-
-    async def _is_output(self, node_class: str) -> bool:
-        found = (await self._api.object_info(node_class)).get(node_class)
-        return isinstance(found, dict) and bool(found.get("output_node"))
-
     async def _take_back(self, submission: Submission) -> None:
-        """The server would run a part of the workflow only: end that, and say what it would not run."""
-        outcome = f"but job {submission.prompt_id} could not be taken back"
-        with suppress(ServerError, TimeoutError):
-            await to_the_end(ask_to_end(self._api, submission.prompt_id), TAKING_BACK)
-            event = await self._looker.look(submission.prompt_id)
-            ran = isinstance(event, e.Recorded) and event.result.state is not JobState.CANCELLED
-            outcome = "and that part has already run" if ran else "so it was taken back"
+        rejected = await taken_back(self._api, self._looker, submission)
         self._following().forget(submission.prompt_id)
-        rejected = WorkflowRejected(
-            f"the server would run only a part of the workflow, {outcome}",
-            method="POST", url=str(self.server.url("/prompt")), error={},
-            node_errors=submission.node_errors, accepted=True,
-        )  # fmt: skip
-        rejected.prompt_id = submission.prompt_id
         raise rejected
 
     @asynccontextmanager

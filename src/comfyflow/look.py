@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from . import events as e
 from .api import Api
-from .errors import BadAnswer
+from .errors import BadAnswer, NotSupported
 
 
 class Looker:
@@ -40,6 +40,16 @@ class Looker:
                 return False
             self._keeps_ids = True
         return True
+
+    async def require_ids(self) -> None:
+        """Raises NotSupported where a job does not have the id that we gave it, ServerError."""
+        if not await self.keeps_ids():
+            server = self._api.server
+            raise NotSupported(
+                f"{server} makes its own prompt ids (that ended with ComfyUI 0.3.45), so no job is "
+                "found by its key there: update the server, or submit without a key",
+                method="POST", url=str(server.url("/prompt")),
+            )  # fmt: skip
 
     async def _recorded(self, prompt_id: str) -> e.Recorded | None:
         result = await self._api.history(prompt_id)
